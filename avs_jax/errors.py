@@ -1,0 +1,49 @@
+"""Errors that a user can act on, and the way a program ends on one.
+
+A message says what was wanted, what came, what is allowed and the cure. The classes inherit from the
+builtin ones, so that library users catch them as usual, while programs print one line and exit 2
+instead of a stack trace (`AVS_JAX_TRACEBACK=1` shows it all the same).
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; the message is the whole story."""
+
+    def __str__(self):  # KeyError would show the repr of its message
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownNameError(InputError, KeyError):
+    """A name that is not in a dict of known names."""
+
+
+class BadValueError(InputError, ValueError):
+    """A value outside of what is allowed, or data that cannot be read."""
+
+
+class NotFoundError(InputError, FileNotFoundError):
+    """A file or folder that should be there and is not."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for `name` missing from the `known` names of a `kind`, e.g. unknown model 'catrr'."""
+    return UnknownNameError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}.")
+
+
+def run_program(main: Callable, *args) -> None:
+    """Runs a program's `main`; an InputError becomes one line on stderr and exit code 2.
+
+    The line starts with the builtin error's name: `ValueError: batch_size=6 is not divisible ...`.
+    """
+    try:
+        main(*args)
+    except InputError as error:
+        if os.environ.get("AVS_JAX_TRACEBACK"):
+            raise
+        builtin = type(error).__mro__[2].__name__ if type(error) is not InputError else "Error"
+        print(f"{builtin}: {error}", file=sys.stderr)
+        sys.exit(2)

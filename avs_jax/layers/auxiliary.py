@@ -1,0 +1,69 @@
+"""Two heads that exist in training only and help a network from scratch to find the sound.
+
+Without pretrained backbones a segmentation loss alone stays for long at what the picture tells. Both
+heads take their targets from the class ids of `label`; nothing about silent objects is told.
+They are not part of any paper: a model has them only if `num_tags` or `num_semantic` is set.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from avs_jax.types import Array, Bool, Float, Int
+
+
+class AuxiliaryHeads(nn.Module):
+    """Names the classes of a second from its sound, and of its pixels from the picture alone.
+
+    num_tags: classes that the sound is asked for; 0 = no such head.
+    num_semantic: classes that the pixels are asked for; 0 = no such head.
+    """
+
+    num_tags: int = 0
+    num_semantic: int = 0
+
+    @nn.compact
+    def __call__(
+        self, sound: Float[Array, "n d"], maps: Float[Array, "n h w c"], num_clips: int
+    ) -> dict[str, Array]:
+        """`maps` must not have met the sound yet. -> "tags" [b t k], "semantic" [b t h w k]."""
+        outputs = {}
+        if self.num_tags:
+            tags = nn.Dense(self.num_tags, name="tags")(sound.astype(jnp.float32))
+            outputs["tags"] = tags.reshape(num_clips, -1, *tags.shape[1:])
+        if self.num_semantic:
+            pixels = nn.Dense(self.num_semantic, name="semantic")(maps.astype(jnp.float32))
+            outputs["semantic"] = pixels.reshape(num_clips, -1, *pixels.shape[1:])
+        return outputs
+
+
+def auxiliary_losses(
+    outputs: dict[str, Array], label: Int[Array, "b t h w"], frames: Bool[Array, "b t"]
+) -> dict[str, Float[Array, ""]]:
+    """Losses of the heads that `outputs` holds, over the labelled `frames`.
+
+    tags: binary cross-entropy against the classes in the label of that second (class 1 is tag 0).
+    semantic: cross-entropy over the sounding pixels, the label taken at the middle of each cell.
+    """
+    losses = {}
+    if "tags" in outputs:
+        tags = outputs["tags"]
+        classes = jnp.arange(1, tags.shape[-1] + 1)
+        present = (label[..., None] == classes).any((2, 3)).astype(jnp.float32)  # [b t k]
+        per_frame = optax.sigmoid_binary_cross_entropy(tags, present).mean(-1)
+        losses["tags"] = _mean_where(per_frame, frames)
+    if "semantic" in outputs:
+        logits = outputs["semantic"]
+        stride = label.shape[2] // logits.shape[2]
+        cells = label[:, :, stride // 2 :: stride, stride // 2 :: stride]
+        sounding = (cells > 0) & frames[:, :, None, None]
+        target = jnp.maximum(cells - 1, 0)
+        per_cell = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        losses["semantic"] = _mean_where(per_cell, sounding)
+    return losses
+
+
+def _mean_where(values: jax.Array, where: jax.Array) -> jax.Array:
+    """Mean of `values` at `where`; 0 where there is none."""
+    return jnp.sum(jnp.where(where, values, 0.0)) / jnp.maximum(where.sum(), 1)
