@@ -1,0 +1,89 @@
+"""The models by name, and what turns a batch into their inputs. Needs jax and flax alone."""
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from avs_jax import audio, errors
+from avs_jax.backbones import get_backbone
+from avs_jax.models import avesformer
+from avs_jax.types import Array, Float, UInt8
+
+# name -> (file, its whole network)
+MODELS: dict[str, tuple[ModuleType, type[nn.Module]]] = {
+    "avesformer": (avesformer, avesformer.AVESFormer),
+}
+
+
+def _find(name: str) -> tuple[ModuleType, type[nn.Module]]:
+    if name not in MODELS:
+        raise errors.unknown_name("model", name, MODELS)
+    return MODELS[name]
+
+
+def get_model(
+    name: str,
+    backbone: str = "resnet50",
+    num_classes: int = 1,
+    *,
+    audio_backbone: str = "vggish",
+    dtype: str = "float32",
+    remat: bool = False,
+    **fields,
+) -> nn.Module:
+    """The network `name` on a picture and a sound backbone.
+
+    Args:
+      name: a key of MODELS.
+      backbone, audio_backbone: keys of `avs_jax.backbones.BACKBONES`.
+      num_classes: 1 for "does it sound?" (S4, MS3), 71 for AVSS.
+      dtype: compute dtype, "float32" or "bfloat16"; parameters, statistics and logits stay float32.
+      remat: recompute blocks in the backward pass, to save memory.
+      **fields: further fields of the model's module.
+
+    Raises:
+      UnknownNameError: unknown model, backbone or field.
+    """
+    _, network = _find(name)
+    known = {f.name for f in dataclasses.fields(network)} - {"parent", "name"}
+    for field in fields:
+        if field not in known:
+            raise errors.unknown_name(f"field of model {name!r}", field, known)
+    compute = jnp.dtype(dtype)
+    return network(
+        backbone=get_backbone(backbone, dtype=compute, remat=remat),
+        audio_backbone=get_backbone(audio_backbone, dtype=compute),
+        num_classes=num_classes,
+        dtype=compute,
+        remat=remat,
+        **fields,
+    )
+
+
+def get_loss(name: str) -> Callable:
+    """`loss(outputs, batch, **weights) -> (scalar, {name: scalar})`, as the paper of `name` trains."""
+    return _find(name)[0].loss
+
+
+def model_inputs(
+    frames: UInt8[Array, "b t h w 3"],
+    waveform: Float[Array, "b s"],
+    normalization: tuple,
+    size: int | None = None,
+) -> tuple[Float[Array, "b t out_h out_w 3"], Float[Array, "b t 96 64"]]:
+    """A batch's frames and sound -> what models take. Runs on the device, inside jit.
+
+    Args:
+      normalization: (mean, std) per channel of RGB in [0, 1], see `backbones.get_normalization`.
+      size: side to which frames are resized first (antialiased); None keeps them.
+    """
+    b, t, height, width, c = frames.shape
+    pictures = frames.astype(jnp.float32) / 255.0
+    if size is not None and (height, width) != (size, size):
+        pictures = jax.image.resize(pictures, (b, t, size, size, c), "linear", antialias=True)
+    mean, std = (jnp.asarray(values, jnp.float32) for values in normalization)
+    return (pictures - mean) / std, audio.log_mel(waveform, num_patches=t)

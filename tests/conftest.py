@@ -1,0 +1,48 @@
+"""What all tests share: eight CPU devices, checked shapes, quick variables."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+
+from jaxtyping import install_import_hook
+
+# Every annotated function of the package checks its shapes while tests run.
+install_import_hook("avs_jax", "beartype.beartype")
+
+import jax
+import numpy as np
+import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than ten seconds; run in CI all the same")
+
+
+@pytest.fixture(scope="session")
+def fill_variables():
+    """`fill(module, *inputs, seed=0, **call)` -> variables of sane scale, without compiling init.
+
+    Kernels are normal with variance 1 / fan-in, scales and variances near 1, the rest small.
+    """
+
+    def fill(module, *inputs, seed=0, **call):
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **call))
+        rng = np.random.default_rng(seed)
+
+        def value(path, leaf):
+            name = path[-1].key
+            if name in ("scale", "var"):
+                array = rng.uniform(0.8, 1.2, leaf.shape)
+            elif len(leaf.shape) > 1:
+                fan_in = np.prod(leaf.shape[:-1])
+                array = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+            else:
+                array = rng.uniform(-0.1, 0.1, leaf.shape)
+            return np.asarray(array, leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(value, shapes)
+
+    return fill
