@@ -1,1 +1,1 @@
-"""Layers that two or more models share."""
+"""Building blocks that at least two networks share."""

@@ -1,0 +1,193 @@
+"""PVTv2 (Wang et al., "PVT v2: improved baselines with pyramid vision transformer", 2022).
+
+    x [n h w 3] -> four stages at strides 4, 8, 16, 32: overlapping patch embedding, blocks, norm
+
+A block is a pre-norm transformer block; its attention sees keys and values reduced in space by a
+strided convolution (sr x sr), so that there are h/32 * w/32 keys in every stage, and its MLP has a
+3x3 depthwise convolution between the two Dense layers, which stands in for a position code.
+
+LayerNorm epsilons differ by place, as in the published code: 1e-5 (PyTorch's default) in the patch
+embeddings and in the spatial reduction, 1e-6 in blocks and after stages. GELU is the exact one.
+Parameter names follow the published file: patch_embed1.proj, block1_0.attn.kv, norm1, ...
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from avs_jax import errors
+from avs_jax.layers.conv import DepthwiseConv, Method
+from avs_jax.types import Array, Float
+
+EPSILON_DEFAULT = 1e-5  # patch embedding, spatial reduction
+EPSILON_BLOCK = 1e-6  # blocks, end of stage
+# The published init: Dense by truncated normal 0.02, convolutions by normal sqrt(2 / fan_out).
+dense_init = nn.initializers.truncated_normal(0.02)
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution with overlap, then LayerNorm."""
+
+    width: int
+    size: int
+    stride: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
+        pad = self.size // 2
+        x = nn.Conv(
+            self.width,
+            (self.size, self.size),
+            (self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            kernel_init=conv_init,
+            dtype=self.dtype,
+            name="proj",
+        )(x)
+        return nn.LayerNorm(epsilon=EPSILON_DEFAULT, dtype=self.dtype, name="norm")(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values come from a map reduced `reduction` times."""
+
+    num_heads: int
+    reduction: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        n, height, width, channels = x.shape
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=dense_init)
+        heads = (self.num_heads, channels // self.num_heads)
+        query = dense(channels, name="q")(x.reshape(-1, channels))
+        context = x
+        if self.reduction > 1:
+            context = nn.Conv(
+                channels,
+                (self.reduction, self.reduction),
+                (self.reduction, self.reduction),
+                padding="VALID",
+                kernel_init=conv_init,
+                dtype=self.dtype,
+                name="sr",
+            )(context)
+            context = nn.LayerNorm(epsilon=EPSILON_DEFAULT, dtype=self.dtype, name="norm")(context)
+        key_value = dense(2 * channels, name="kv")(context.reshape(-1, channels))
+        key_value = key_value.reshape(n, -1, 2, *heads)  # first half of the channels: keys
+        out = jax.nn.dot_product_attention(
+            query.reshape(n, height * width, *heads), key_value[:, :, 0], key_value[:, :, 1]
+        )
+        out = dense(channels, name="proj")(out.reshape(-1, channels))
+        return out.reshape(n, height, width, channels)
+
+
+class Mlp(nn.Module):
+    """Dense, depthwise 3x3 on the map, GELU, Dense."""
+
+    hidden: int
+    depthwise: Method = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        n, height, width, channels = x.shape
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=dense_init)
+        hidden = dense(self.hidden, name="fc1")(x.reshape(-1, channels))
+        hidden = hidden.reshape(n, height, width, self.hidden)
+        hidden = DepthwiseConv(
+            method=self.depthwise, kernel_init=conv_init, dtype=self.dtype, name="dwconv"
+        )(hidden)
+        hidden = nn.gelu(hidden, approximate=False)
+        return dense(channels, name="fc2")(hidden.reshape(-1, self.hidden)).reshape(x.shape)
+
+
+class Block(nn.Module):
+    """x + attn(norm1 x), then x + mlp(norm2 x), each branch dropped per sample at `drop_path`."""
+
+    num_heads: int
+    mlp_ratio: int
+    reduction: int
+    drop_path: float
+    depthwise: Method = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h w c"]:
+        norm = partial(nn.LayerNorm, epsilon=EPSILON_BLOCK, dtype=self.dtype)
+        drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)
+        attention = Attention(self.num_heads, self.reduction, self.dtype, name="attn")
+        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.depthwise, self.dtype, name="mlp")
+        x = x + drop(attention(norm(name="norm1")(x)))
+        return x + drop(mlp(norm(name="norm2")(x)))
+
+
+class PVTv2(nn.Module):
+    """The pyramid. `channels` and `strides` say what it returns."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 128, 320, 512)
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    reductions: tuple[int, ...] = (8, 4, 2, 1)
+    drop_path: float = 0.1  # of the last block; from 0, linearly over all blocks (rng "dropout")
+    remat: bool = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
+    depthwise: Method = "auto"  # formulation of the depthwise convolutions, see layers/conv.py
+    dtype: Any = jnp.float32  # of the computation; parameters stay float32
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return self.widths
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return (4, 8, 16, 32)
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w 3"], train: bool = False
+    ) -> tuple[Float[Array, "n _h _w _c"], ...]:
+        """Normalised RGB -> four maps [n h/s w/s c] for s = 4, 8, 16, 32.
+
+        Raises:
+          BadValueError: where h or w is not a multiple of 32.
+        """
+        height, width = x.shape[1:3]
+        if height % 32 or width % 32:
+            raise errors.BadValueError(
+                f"PVTv2 takes pictures whose sides are multiples of 32, not {height}x{width}; "
+                f"resize them to {-(-height // 32) * 32}x{-(-width // 32) * 32}."
+            )
+        x = x.astype(self.dtype)
+        drop_rates = iter(np.linspace(0.0, self.drop_path, sum(self.depths)).tolist())
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        maps = []
+        for i, depth in enumerate(self.depths):
+            size, stride = (7, 4) if i == 0 else (3, 2)
+            x = PatchEmbed(self.widths[i], size, stride, self.dtype, name=f"patch_embed{i + 1}")(x)
+            for j in range(depth):
+                x = block(
+                    num_heads=self.num_heads[i],
+                    mlp_ratio=self.mlp_ratios[i],
+                    reduction=self.reductions[i],
+                    drop_path=next(drop_rates),
+                    depthwise=self.depthwise,
+                    dtype=self.dtype,
+                    name=f"block{i + 1}_{j}",
+                )(x, train)
+            x = nn.LayerNorm(epsilon=EPSILON_BLOCK, dtype=self.dtype, name=f"norm{i + 1}")(x)
+            maps.append(x)
+        return tuple(maps)
+
+
+pvt_v2_b0 = partial(PVTv2, depths=(2, 2, 2, 2), widths=(32, 64, 160, 256))
+pvt_v2_b1 = partial(PVTv2, depths=(2, 2, 2, 2))
+pvt_v2_b2 = partial(PVTv2, depths=(3, 4, 6, 3))
+pvt_v2_b3 = partial(PVTv2, depths=(3, 4, 18, 3))
+pvt_v2_b4 = partial(PVTv2, depths=(3, 8, 27, 3))
+pvt_v2_b5 = partial(PVTv2, depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4))

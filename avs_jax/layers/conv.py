@@ -1,0 +1,71 @@
+"""Convolutions whose fastest formulation depends on the platform."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from avs_jax import errors
+from avs_jax.types import Array, Float
+
+Method = Literal["auto", "taps", "conv"]
+
+
+def _depthwise_taps(x: Array, kernel: Array) -> Array:
+    """Sum of shifted copies, each times one tap: XLA fuses them into a single pass on CPU."""
+    height, width = x.shape[1:3]
+    rows, columns = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
+    return sum(
+        x[:, i : i + height, j : j + width] * kernel[i, j, 0]
+        for i in range(rows)
+        for j in range(columns)
+    )
+
+
+def _depthwise_conv(x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=[(size // 2, size // 2) for size in kernel.shape[:2]],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+_METHODS = {"taps": _depthwise_taps, "conv": _depthwise_conv}
+
+
+def depthwise_conv(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 c"], method: Method = "auto"
+) -> Float[Array, "n h w c"]:
+    """Each channel with its own odd-sized kernel, stride 1, zero padding to the same size.
+
+    `method`: "conv" is XLA's grouped convolution, the right one on GPU and TPU; on CPU it takes
+    several times as long as "taps". "auto" chooses by the platform the program is compiled for.
+    """
+    if method == "auto":
+        return jax.lax.platform_dependent(x, kernel, cpu=_depthwise_taps, default=_depthwise_conv)
+    if method not in _METHODS:
+        raise errors.unknown_name("depthwise method", method, ["auto", *_METHODS])
+    return _METHODS[method](x, kernel)
+
+
+class DepthwiseConv(nn.Module):
+    """Depthwise convolution with bias; parameters `kernel` [k k 1 c], `bias` [c] as `nn.Conv`."""
+
+    kernel_size: int = 3
+    method: Method = "auto"
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        channels = x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, 1, channels)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
+        return depthwise_conv(x, kernel, self.method) + bias
