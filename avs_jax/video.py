@@ -1,0 +1,419 @@
+"""Reads video files with their sound (PyAV): frames, samples, and clips that align the two.
+
+Everything streams: a reader holds the frames and samples of the clip in hand and no more, so a film
+of any length takes the same memory. Times are in seconds; 0 is the first picture.
+
+    info = probe("film.mp4")
+    for clip in read_clips(info, seconds=5, frame_offset=0.5, size=224):
+        ...
+
+`video_writer.py` is the other direction.
+"""
+
+import dataclasses
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator
+
+import av
+import cv2
+import numpy as np
+import soxr
+from av.stream import Disposition
+
+from avs_jax import errors
+from avs_jax.audio import SAMPLE_RATE
+from avs_jax.types import Bool, Float, UInt8
+
+_log = logging.getLogger(__name__)
+
+# A sound track whose time stamps stray from its sample count by less than this is continuous:
+# Matroska rounds stamps to 1 ms, and others are off by up to a packet (20-26 ms).
+_GAP = 0.05
+_EPSILON = 1e-6  # seconds; far below the finest time base in use (1/90000), far above rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """What `probe` found out. Sizes are as displayed (rotation applied), in pixels."""
+
+    path: str
+    width: int
+    height: int
+    fps: float  # average; the frames themselves may come at any pace
+    duration: float | None  # of the pictures, as the header says, if it does
+    start: float  # time stamp of the first picture on the file's own clock
+    sample_rate: int  # of the sound track, Hz; 0 without sound
+    channels: int
+    silent_because: str  # "" when there is sound, else what is missing
+
+    @property
+    def has_audio(self) -> bool:
+        return not self.silent_because
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One picture of a film, on screen from `time` for `duration` seconds."""
+
+    time: float
+    duration: float
+    picture: av.VideoFrame
+    info: VideoInfo
+
+    def rgb(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The upright picture, always the film's height x width (a stream may change its size)."""
+        array = _upright(self.picture.to_ndarray(format="rgb24"), _display_matrix(self.picture))
+        size = (self.info.width, self.info.height)
+        array = array if array.shape[1::-1] == size else cv2.resize(array, size)
+        return np.ascontiguousarray(array)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """`t` frames one second apart and the sound around them: what a model sees at once."""
+
+    index: int  # clips follow each other in time; the phases of one share its index
+    times: Float[np.ndarray, "t"]  # of the frames, seconds; NaN where frame_mask is False
+    frames: UInt8[np.ndarray, "t h w 3"]  # RGB
+    waveform: Float[np.ndarray, "s"]  # 16 kHz mono in [-1, 1], s = 16000 * t
+    frame_mask: Bool[np.ndarray, "t"]  # False: the film is over; black frame, silence
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Looks at a film's header, first picture and first sound.
+
+    Raises:
+      NotFoundError: no such file.
+      BadValueError: not readable as a video, no video stream, or no picture that can be decoded.
+        Missing sound is not an error here, see `require_audio`.
+    """
+    path = os.fspath(path)
+    with open_film(path) as container:
+        stream = video_stream(path, container)
+        fps = float(stream.average_rate or stream.guessed_rate or 25)
+        start, picture = next(_clock(stream, decode(container, stream), fps), (0.0, None))
+        if picture is None:
+            raise errors.BadValueError(
+                f"{path!r} has a video stream, but none of its pictures can be decoded: the file "
+                "is damaged or incomplete; get it again."
+            )
+        outline = np.empty((picture.height, picture.width, 0), np.uint8)
+        height, width = _upright(outline, _display_matrix(picture)).shape[:2]
+        duration = None  # live recordings do not say
+        if stream.duration:
+            duration = float(stream.duration * stream.time_base)
+        elif container.duration:
+            duration = container.duration / av.time_base
+    rate, channels, silent_because = _probe_sound(path)
+    return VideoInfo(
+        path=path,
+        width=width,
+        height=height,
+        fps=fps,
+        duration=duration,
+        start=start,
+        sample_rate=rate,
+        channels=channels,
+        silent_because=silent_because,
+    )
+
+
+def require_audio(info: VideoInfo) -> None:
+    """Raises BadValueError if the film has no sound."""
+    if not info.has_audio:
+        raise errors.BadValueError(
+            f"{info.path!r} has {info.silent_because}; wanted a video with sound, because what "
+            "sounds is what is marked. --allow-silent takes it as silence."
+        )
+
+
+def read_frames(info: VideoInfo) -> Iterator[Frame]:
+    """Yields every picture in the order of display; times start at 0 and strictly increase."""
+    with open_film(info.path) as container:
+        stream = video_stream(info.path, container)
+        stream.thread_type = "AUTO"
+        pictures = decode(container, stream, report=True)
+        for time, picture in _clock(stream, pictures, info.fps):
+            duration = float((picture.duration or 0) * (picture.time_base or 0))
+            yield Frame(time - info.start, duration or 1 / info.fps, picture, info)
+
+
+def read_sound(info: VideoInfo) -> Iterator[Float[np.ndarray, "s"]]:
+    """Yields the sound from time 0 on, block by block: 16 kHz mono in [-1, 1].
+
+    Two channels are averaged, more are mixed down to stereo first (as for AVSBench, whose sound
+    went through ffmpeg's stereo downmix and VGGish's mean). Gaps in the track become zeros.
+    """
+    rate, resampler = 0, None
+    for block_rate, block in _fill_gaps(_decode_sound(info), info.start):
+        if block_rate != rate:
+            if resampler is not None:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            rate = block_rate
+            resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        yield np.clip(resampler.resample_chunk(block), -1, 1)
+    if resampler is not None:
+        yield np.clip(resampler.resample_chunk(np.zeros(0, np.float32), last=True), -1, 1)
+
+
+def read_clips(
+    info: VideoInfo,
+    *,
+    seconds: int,
+    frame_offset: float,
+    size: int | None = None,
+    fps: int = 1,
+    allow_silent: bool = False,
+) -> Iterator[Clip]:
+    """Cuts the film into clips as in training: one frame a second, with the sound of those seconds.
+
+    Clip i covers the seconds from i * t on; its frame of second k is what is on screen at
+    k + frame_offset. The last, incomplete second counts if that frame exists or half of the second
+    does (then the film's last frame is taken). Every film has at least one.
+
+    Args:
+      info: the film, from `probe`.
+      seconds: t, the length of a clip.
+      frame_offset: where in its second a frame is taken, 0..1.
+      size: frames are resized to size x size, None leaves them as they are.
+      fps: for more than one mask a second every clip comes `fps` times in a row, its frames and
+        its sound shifted by 0, 1/fps, 2/fps ... seconds: each frame has the sound around it, as in
+        training.
+      allow_silent: a film without sound is taken as silence.
+
+    Raises:
+      BadValueError: the film has no sound and allow_silent is off.
+    """
+    if not allow_silent:
+        require_audio(info)
+    sound = _Sound(read_sound(info))
+    shape = (size, size) if size else (info.height, info.width)
+    samples = _sample_frames(info, frame_offset, fps, size)
+    for index, group in itertools.groupby(samples, lambda sample: sample[0] // (seconds * fps)):
+        chosen = {j - index * seconds * fps: (time, rgb) for j, time, rgb in group}
+        for phase in range(min(fps, len(chosen))):
+            times = np.full(seconds, np.nan)
+            frames = np.zeros((seconds, *shape, 3), np.uint8)
+            for second in range(seconds):
+                if second * fps + phase in chosen:
+                    times[second], frames[second] = chosen[second * fps + phase]
+            frame_mask = np.isfinite(times)
+            begin = round((index * seconds + phase / fps) * SAMPLE_RATE)
+            waveform = sound.window(begin, seconds * SAMPLE_RATE)
+            waveform *= np.repeat(frame_mask, SAMPLE_RATE)
+            yield Clip(index, times, frames, waveform, frame_mask)
+
+
+def _sample_frames(
+    info: VideoInfo, frame_offset: float, fps: int, size: int | None
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Yields (j, time, rgb) for j = 0, 1, ...: what is on screen at j / fps + frame_offset."""
+
+    def picture(frame):
+        rgb = frame.rgb()
+        if size is None or rgb.shape[:2] == (size, size):
+            return rgb
+        shrinks = rgb.shape[0] > size and rgb.shape[1] > size  # averaging does not alias
+        return cv2.resize(rgb, (size, size), interpolation=1 + 2 * shrinks)
+
+    j, shown = 0, None
+    for frame in read_frames(info):
+        while shown is not None and j / fps + frame_offset < frame.time - _EPSILON:
+            yield j, j / fps + frame_offset, picture(shown)
+            j += 1
+        shown = frame
+    if shown is None:
+        return
+    end = shown.time + shown.duration - _EPSILON
+    last = (j - 1) / fps + frame_offset if j else -1.0
+    while True:
+        target = j / fps + frame_offset
+        if target >= end and j and not (last < shown.time and j / fps + 0.5 <= end + 2 * _EPSILON):
+            return
+        last = target if target < end else shown.time
+        yield j, last, picture(shown)
+        j += 1
+
+
+class _Sound:
+    """Windows over a stream of sample blocks, asked for in the order of their begin."""
+
+    def __init__(self, blocks: Iterable[np.ndarray]):
+        self._blocks = iter(blocks)
+        self._held = np.zeros(0, np.float32)
+        self._begin = 0  # index of the first held sample
+
+    def window(self, begin: int, length: int) -> Float[np.ndarray, "s"]:
+        """Samples begin ... begin + length, zeros where the stream has ended."""
+        parts, end = [self._held], self._begin + len(self._held)
+        while end < begin + length and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            end += len(block)
+            if end < begin:  # nothing of this is wanted any more
+                parts, self._begin = [], end
+        held = np.concatenate([*parts, np.zeros(0, np.float32)])
+        self._held = held[max(0, begin - self._begin) :]
+        self._begin = max(self._begin, begin)
+        window = np.zeros(length, np.float32)
+        found = self._held[:length]
+        window[: len(found)] = found
+        return window
+
+
+def open_film(path: str):
+    """Opens a film for reading; what goes wrong is said in one line."""
+    if not os.path.exists(path):
+        raise errors.NotFoundError(f"no video {path!r}: there is no such file.")
+    try:
+        return av.open(path, metadata_errors="replace")
+    except OSError as error:
+        raise errors.BadValueError(f"cannot open video {path!r}: {error.strerror}.") from error
+    except av.FFmpegError as error:
+        raise errors.BadValueError(
+            f"cannot read {path!r} as a video: {error.strerror}. It is not a video, or is damaged "
+            "or incomplete."
+        ) from error
+
+
+def video_stream(path: str, container):
+    """The film's main picture stream; a cover image of a sound file is none."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        holds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise errors.BadValueError(f"{path!r} has no video stream (it holds: {holds}).")
+    if stream.codec_context is None:
+        raise errors.BadValueError(f"{path!r}: no decoder for its video codec; encode it as H.264.")
+    return stream
+
+
+def decode(container, stream, report: bool = False) -> Iterator:
+    """Decodes a stream, going on after damaged packets as players do; `report` logs how many."""
+    damaged = 0
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = packet.decode() if packet else stream.codec_context.decode(None)
+        except av.EOFError:  # flushed before
+            break
+        except av.FFmpegError:
+            damaged += 1
+            continue  # a generator that raised is exhausted: next() then gives None
+        yield from frames
+        if packet is None:
+            break
+    if damaged and report:
+        _log.warning("%s: %d damaged packets skipped.", container.name, damaged)
+
+
+def _clock(stream, pictures: Iterable[av.VideoFrame], fps: float) -> Iterator[tuple]:
+    """Yields (time, picture) with times that strictly increase, whatever the file's stamps do."""
+    # AVI has no display times, and the guess made for them goes back and forth; its decoding times
+    # are those of display, late by the decoder's delay.
+    is_avi = stream.container.format.name == "avi"
+    last, shift = None, 0.0
+    for picture in pictures:
+        stamp = picture.dts if is_avi else picture.pts
+        if stamp is None:
+            time = 0.0 if last is None else last + 1 / fps
+        else:
+            time = float(stamp * picture.time_base) + shift
+            if is_avi and last is None:
+                shift = float((stream.start_time or 0) * stream.time_base) - time
+                time += shift
+            if last is not None and time < last - 1:  # a recording whose clock was set back
+                shift += last + 1 / fps - time
+                time = last + 1 / fps
+        if last is None or time > last:
+            last = time
+            yield time, picture
+
+
+def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
+    """(a, b, c, d): the stored pixel (x, y) is displayed at (a x + c y, b x + d y), in signs."""
+    for data in picture.side_data:
+        if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+            a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
+            if abs(a) + abs(d) >= abs(b) + abs(c):  # to the nearest quarter turn
+                return (-1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1)
+            return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
+    return (1, 0, 0, 1)
+
+
+def _upright(array: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Turns and mirrors a stored picture [h w c] to how it is displayed."""
+    a, b, c, d = matrix
+    if not a:
+        array = array.transpose(1, 0, 2)
+    return array[:: b + d, :: a + c]
+
+
+def _probe_sound(path: str) -> tuple[int, int, str]:
+    """(sample rate, channels, what is missing) of the sound track."""
+    with open_film(path) as container:
+        stream = container.streams.best("audio")
+        if stream is None:
+            return 0, 0, "no audio track"
+        if stream.codec_context is None:
+            return 0, 0, "an audio track for which there is no decoder"
+        for frame in decode(container, stream):
+            if frame.samples:
+                return frame.sample_rate, frame.layout.nb_channels, ""
+        return 0, 0, "an audio track of zero length"
+
+
+def _decode_sound(info: VideoInfo) -> Iterator[tuple[float | None, int, np.ndarray]]:
+    """Yields (time stamp, sample rate, mono samples f32 in [-1, 1]) as they come."""
+    if not info.has_audio:
+        return
+    downmix = {}
+    with open_film(info.path) as container:
+        for frame in decode(container, container.streams.best("audio"), report=True):
+            time = None if frame.pts is None else float(frame.pts * frame.time_base)
+            parts = [frame]
+            if frame.layout.nb_channels > 2:
+                kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if kind not in downmix:
+                    downmix[kind] = av.AudioResampler("s16p", "stereo", frame.sample_rate)
+                parts = downmix[kind].resample(frame)
+            for part in parts:
+                yield time, part.sample_rate, _average_channels(part)
+                time = None
+
+
+def _average_channels(frame: av.AudioFrame) -> Float[np.ndarray, "s"]:
+    samples = frame.to_ndarray()  # [c s], or interleaved [1 s*c]
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.uint8:  # the one unsigned format
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    return samples.mean(axis=0, dtype=np.float32)
+
+
+def _fill_gaps(blocks: Iterable[tuple], start: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (rate, samples) without gaps from time `start` of the file's clock on."""
+    position, shift = 0.0, -start
+    for stamp, rate, samples in blocks:
+        time = position if stamp is None else stamp + shift
+        if position and time < position - 1:  # a recording whose clock was set back
+            shift += position - time
+            time = position
+        gap = time - position
+        if gap > (_GAP if position else 0):
+            for zeros in _zeros(round(gap * rate), rate):
+                yield rate, zeros
+            position += round(gap * rate) / rate
+        elif gap < (-_GAP if position else 0):
+            samples = samples[round(-gap * rate) :]
+        if len(samples):
+            yield rate, samples
+            position += len(samples) / rate
+
+
+def _zeros(count: int, block: int) -> Iterator[np.ndarray]:
+    for begin in range(0, count, block):
+        yield np.zeros(min(block, count - begin), np.float32)

@@ -1,0 +1,242 @@
+"""Writes a film anew with changed pictures and the sound of the original (PyAV, x264).
+
+info = video.probe("film.mp4")
+with OverlayWriter("overlay.mp4", info) as writer:
+    for frame in video.read_frames(info):
+        writer.write(frame, draw(frame.rgb()))
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from avs_jax import errors
+from avs_jax.types import UInt8
+from avs_jax.video import Frame, VideoInfo, decode, open_film, video_stream
+
+_TICKS = 90_000  # of the new film's clock per second, as MPEG: 24, 25, 30, 60/1.001 fps are exact
+_MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}  # copied; what players play
+
+
+class OverlayWriter:
+    """Writes a film anew: changed pictures (H.264) at their old times, and the original's sound.
+
+    The sound track is copied packet by packet if the new container can hold it, else encoded as
+    AAC: `sound` says "copied", "re-encoded" or "none". An odd width or height is padded by one
+    pixel, which 4:2:0 video needs. The film appears under its name when it is complete: until then
+    the data are in a hidden file beside it, which goes away if anything goes wrong, and what had
+    that name is untouched.
+
+    Raises (on entering):
+      BadValueError: the path is the film's own, a folder or not writable, or its container cannot
+        hold H.264.
+    """
+
+    def __init__(self, path: str | os.PathLike, info: VideoInfo, crf: int = 20):
+        self.path = os.fspath(path)
+        self.sound = "none"
+        self._info = info
+        self._crf = crf  # x264's quality: 18 is visually lossless, 23 its default
+        folder, name = os.path.split(os.path.abspath(self.path))
+        self._partial = os.path.join(folder, f".partial-{os.getpid()}-{name}")
+
+    def __enter__(self) -> "OverlayWriter":
+        check_output(self.path, self._info.path)
+        self._stack = contextlib.ExitStack()
+        try:
+            self._start(copy_sound=True)
+        except (av.FFmpegError, ValueError):
+            self._discard()  # some containers refuse a codec only when the header is written
+            self._stack = contextlib.ExitStack()
+            try:
+                self._start(copy_sound=False)
+            except (av.FFmpegError, ValueError) as error:
+                self._discard()
+                raise errors.BadValueError(
+                    f"cannot write {self.path!r}: {error}. Wanted a container for H.264 video and "
+                    "AAC sound: use a name ending in .mp4, .mov or .mkv."
+                ) from error
+        return self
+
+    def write(self, frame: Frame, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Writes `rgb` in the place of `frame`'s picture, and the sound up to there."""
+        try:
+            time = frame.time + self._lead
+            self._mux_sound(until=time)
+            odd = [(0, side % 2) for side in rgb.shape[:2]]
+            if any(pad for _, pad in odd):
+                rgb = np.pad(rgb, [*odd, (0, 0)], mode="edge")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace=self._matrix)
+            picture.time_base = Fraction(1, _TICKS)
+            picture.pts = round(time * _TICKS)
+            picture.duration = round(frame.duration * _TICKS)
+            self._output.mux(self._video.encode(picture))
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._output.mux(self._video.encode(None))
+            self._mux_sound(until=float("inf"))
+            self._output.close()
+            os.replace(self._partial, self.path)
+        except OSError as failure:
+            raise self._cannot_write(failure) from failure
+        finally:
+            self._discard()
+
+    def _start(self, copy_sound: bool) -> None:
+        """Opens both films and writes the header."""
+        self.sound = "none"
+        source = self._stack.enter_context(open_film(self._info.path))
+        movie = os.path.splitext(self.path)[1].lower() in (".mp4", ".m4v", ".mov")
+        options = {"movflags": "+faststart"} if movie else {}  # plays while it loads
+        self._output = av.open(self._partial, "w", container_options=options)
+        self._add_video(video_stream(self._info.path, source))
+        self._packets: Iterator[av.Packet] = iter(())
+        self._lead = 0.0  # of the first picture behind the beginning of the new film
+        if self._info.has_audio:
+            track = source.streams.best("audio")
+            start = float((track.start_time or 0) * track.time_base)
+            self._lead = max(0.0, self._info.start - start)
+            shift = self._lead - self._info.start
+            if copy_sound and (not movie or track.codec_context.name in _MP4_SOUND):
+                copy = self._output.add_stream_from_template(track)
+                self._packets, self.sound = _copy_packets(source, track, copy, shift), "copied"
+            else:
+                encoder = self._add_aac(track.codec_context)
+                self._packets = _encode_packets(source, track, encoder, shift)
+                self.sound = "re-encoded"
+        self._pending = None
+        self._output.start_encoding()
+
+    def _add_video(self, source) -> None:
+        """Adds the H.264 stream, with the colours and the pixel shape of the source."""
+        old = source.codec_context
+        rate = Fraction(self._info.fps).limit_denominator(1001)
+        self._video = self._output.add_stream("libx264", rate=rate)
+        self._video.width = self._info.width + self._info.width % 2
+        self._video.height = self._info.height + self._info.height % 2
+        self._video.pix_fmt = "yuv420p"
+        self._video.options = {"crf": str(self._crf), "preset": "superfast"}
+        new = self._video.codec_context
+        new.time_base = Fraction(1, _TICKS)
+        # Matrices that swscale knows: BT.709, FCC, BT.601 twice, 240M, BT.2020. Others (an RGB
+        # source) become BT.601, and are left untagged like most old files.
+        known = old.colorspace in (1, 4, 5, 6, 7, 9)
+        self._matrix = old.colorspace if known else 5
+        if known:
+            new.colorspace, new.color_primaries = old.colorspace, old.color_primaries
+            new.color_trc = old.color_trc
+        ratio = source.sample_aspect_ratio or Fraction(1)
+        turned = (self._info.width, self._info.height) != (old.width, old.height)
+        new.sample_aspect_ratio = 1 / ratio if turned else ratio
+
+    def _add_aac(self, old):
+        rates = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+        rate = old.sample_rate if old.sample_rate in rates else 48000
+        encoder = self._output.add_stream("aac", rate=rate)
+        encoder.codec_context.layout = old.layout.name if old.layout.nb_channels <= 2 else "stereo"
+        encoder.codec_context.bit_rate = 96_000 * encoder.codec_context.layout.nb_channels
+        return encoder
+
+    def _mux_sound(self, until: float) -> None:
+        while True:
+            if self._pending is None:
+                self._pending = next(self._packets, None)
+            packet = self._pending
+            if packet is None or float(packet.dts * packet.time_base) > until:
+                return
+            self._output.mux(packet)
+            self._pending = None
+
+    def _discard(self) -> None:
+        """Closes everything and removes the partial file, if it is still there."""
+        output = getattr(self, "_output", None)
+        if output is not None:
+            with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+                output.close()
+        self._packets = iter(())
+        self._stack.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._partial)
+
+    def _cannot_write(self, error: OSError) -> errors.BadValueError:
+        return errors.BadValueError(f"cannot write {self.path!r}: {error.strerror or error}.")
+
+
+def check_output(path: str, source: str) -> None:
+    """Makes the folder of a film to be written and sees that it can be written there.
+
+    Raises:
+      BadValueError: `path` is `source` itself or a folder, or its folder cannot be made or written
+        in.
+    """
+    if os.path.exists(path) and os.path.samefile(path, source):
+        raise errors.BadValueError(f"the output {path!r} is the input video; give it another name.")
+    if os.path.isdir(path):
+        raise errors.BadValueError(f"the output {path!r} is a folder; wanted a file, e.g. out.mp4.")
+    folder, name = os.path.split(os.path.abspath(path))
+    trial = os.path.join(folder, f".trial-{os.getpid()}-{name}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(trial, "wb"):
+            pass
+        os.remove(trial)
+    except OSError as error:
+        raise errors.BadValueError(
+            f"cannot write to the folder {folder!r}: {error.strerror}; choose another output."
+        ) from error
+
+
+def _copy_packets(source, track, copy, shift: float) -> Iterator[av.Packet]:
+    """The packets of a sound track as they are, their times moved by `shift` seconds."""
+    ticks = round(shift / track.time_base)
+    last = None
+    for packet in _packets(source, track):
+        dts = packet.dts if packet.dts is not None else packet.pts
+        dts = (dts + ticks) if dts is not None else (last + 1 if last is not None else ticks)
+        if last is not None and dts <= last:  # a container takes rising stamps only
+            dts = last + 1
+        last = dts
+        packet.pts = max(dts, packet.pts + ticks) if packet.pts is not None else dts
+        packet.dts = dts
+        packet.stream = copy
+        yield packet
+
+
+def _packets(source, track) -> Iterator[av.Packet]:
+    packets = source.demux(track)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:
+            return  # the file ends in the middle of a packet
+        if packet is None:
+            return
+        if packet.size:
+            yield packet
+
+
+def _encode_packets(source, track, encoder, shift: float) -> Iterator[av.Packet]:
+    """The sound track decoded and encoded anew, its times moved by `shift` seconds."""
+    context = encoder.codec_context
+    resampler = av.AudioResampler(context.format.name, context.layout.name, context.sample_rate)
+    begin, count = None, 0
+    for frame in decode(source, track):
+        if begin is None:
+            stamp = float((frame.pts or 0) * frame.time_base) + shift
+            begin = round(stamp * context.sample_rate)
+        for part in resampler.resample(frame):
+            part.pts, part.time_base = begin + count, Fraction(1, context.sample_rate)
+            count += part.samples
+            yield from encoder.encode(part)
+    yield from encoder.encode(None)
