@@ -1,0 +1,208 @@
+"""Data sets by name, and their splits as random-access sources of decoded examples.
+
+`DATASETS` says what there is. Every builder is a TFDS one that writes ArrayRecord with these
+features, and `open_split` turns a record of any of them into an example of the batch contract
+(see `avs_jax`):
+
+    frames        Sequence(Image [h w 3])   num_frames pictures, JPEG or PNG, of any size
+    label         Sequence(Image [h w 1])   PNG of mode L, class ids; the first num_labelled frames
+    waveform      Tensor int16[s]           16 kHz mono
+    num_frames    int                       seconds of the clip; shorter clips are padded
+    num_labelled  int                       frames that carry a label
+    id            Text
+    objects       Sequence(Image [h w 1])   optional: ids of all objects, also silent ones;
+    num_objects   int                       optional; for oracles and tests, never for training
+"""
+
+import dataclasses
+import importlib
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from avs_jax import errors
+
+SAMPLE_RATE = 16_000
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set of the house.
+
+    Attributes:
+      builder: "module:Class" of its TFDS builder, imported by `load_builder` only.
+      seconds: subset -> seconds (= frames) of its longest clips; all are padded to that.
+      num_classes: classes in `label`, background included.
+      frame_offset: where in its second a frame is taken.
+      command: what a user types to build it, with {subset} and {data_dir} to fill in.
+    """
+
+    builder: str
+    seconds: dict[str, int]
+    num_classes: int
+    frame_offset: float
+    command: str
+
+
+DATASETS: dict[str, Dataset] = {
+    "sounding_shapes": Dataset(
+        builder="avs_jax.data.synthetic:SoundingShapes",
+        seconds={"s4": 5, "ms3": 5, "avss": 10},
+        num_classes=11,
+        frame_offset=0.5,
+        command="python -m avs_jax.data.synthetic --subset {subset} --data_dir {data_dir}",
+    ),
+    "avsbench": Dataset(
+        builder="avs_jax.data.avsbench:AVSBench",
+        seconds={"s4": 5, "ms3": 5, "avss": 10},
+        num_classes=71,
+        frame_offset=15 / 16,  # the authors' 16 looks at a second, of which they keep the last
+        command="python -m avs_jax.data.avsbench --subset {subset} --data_dir {data_dir}",
+    ),
+}
+
+
+def get_dataset(name: str) -> Dataset:
+    """Raises UnknownNameError."""
+    if name not in DATASETS:
+        raise errors.unknown_name("data set", name, DATASETS)
+    return DATASETS[name]
+
+
+def load_builder(name: str) -> type:
+    """The TFDS builder class of a data set; raises UnknownNameError."""
+    module, _, attribute = get_dataset(name).builder.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def find_built(name: str, subset: str, data_dir: str | os.PathLike) -> pathlib.Path:
+    """The folder of the newest built version of a subset.
+
+    Raises:
+      UnknownNameError: for a data set or subset that is not known.
+      NotFoundError: nothing is built there, or half; the message says what command builds it.
+    """
+    dataset = get_dataset(name)
+    if subset not in dataset.seconds:
+        raise errors.unknown_name(f"subset of {name}", subset, dataset.seconds)
+    command = dataset.command.format(subset=subset, data_dir=data_dir)
+    root = pathlib.Path(data_dir)
+    if not root.is_dir():
+        raise errors.NotFoundError(f"no data directory {data_dir}; build it with: {command}")
+    entries = list((root / name / subset).glob("*"))
+    versions = [path for path in entries if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    built = [path for path in versions if (path / "dataset_info.json").is_file()]
+    if built:
+        return max(built, key=lambda path: [int(part) for part in path.name.split(".")])
+    if entries:
+        raise errors.NotFoundError(
+            f"{root / name / subset} is only half built (its build was interrupted); "
+            f"delete it and build it with: {command}"
+        )
+    raise errors.NotFoundError(f"no {name}/{subset} under {data_dir}; build it with: {command}")
+
+
+class Source:
+    """Random access to the decoded examples of one split; what `open_split` returns.
+
+    `source[i]` is a dict in the batch contract's format, without the batch axis: frames u8[t h w
+    3], waveform f32[s], label i32[t h w], label_mask bool[t], frame_mask bool[t], id str, and
+    where the data set has them objects u8[t h w], num_objects i32[]. Clips shorter than `seconds`
+    are padded: black frames, background, silence, False masks. Frames have the size they have on
+    disk.
+    """
+
+    def __init__(self, records, seconds: int, name: str, cure: str):
+        self._records = records
+        self._cure = cure
+        self.seconds = seconds
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        return f"Source({self.name!r}, {len(self)} clips of {self.seconds} s)"
+
+    def __getitem__(self, index) -> dict:
+        """Raises BadValueError if the record cannot be read (cut off or changed on disk)."""
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"clip {index} of {self!r}")
+        try:
+            record = self._records[index % len(self)]
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition(";")[0].partition(" (")[0]
+            raise errors.BadValueError(
+                f"record {index} of {self.name} cannot be read ({reason}); {self._cure}"
+            ) from error
+        return self._pad(record)
+
+    def _pad(self, record: dict) -> dict:
+        seconds = self.seconds
+        frames = np.stack(record["frames"])[:seconds]
+        height, width = frames.shape[1:3]
+
+        def lengthen(part: np.ndarray, length: int) -> np.ndarray:
+            padded = np.zeros((length, *part.shape[1:]), part.dtype)
+            padded[: len(part)] = part[:length]
+            return padded
+
+        def stack_masks(masks) -> np.ndarray:
+            empty = np.zeros((0, height, width), np.uint8)
+            return lengthen(np.stack(masks)[..., 0] if len(masks) else empty, seconds)
+
+        waveform = record["waveform"].astype(np.float32) / np.float32(32768)
+        second = np.arange(seconds)
+        example = {
+            "frames": lengthen(frames, seconds),
+            "waveform": lengthen(waveform, seconds * SAMPLE_RATE),
+            "label": stack_masks(record["label"]).astype(np.int32),
+            "label_mask": second < int(record["num_labelled"]),
+            "frame_mask": second < int(record["num_frames"]),
+            "id": record["id"].decode() if isinstance(record["id"], bytes) else str(record["id"]),
+        }
+        if "objects" in record:
+            example["objects"] = stack_masks(record["objects"])
+            example["num_objects"] = np.int32(record["num_objects"])
+        return example
+
+
+def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) -> Source:
+    """Opens one split of a built data set.
+
+    Args:
+      name: of `DATASETS`.
+      subset: of that data set, e.g. "ms3".
+      split: "train", "validation", "test", or a slice in TFDS's notation, e.g. "train[:100]".
+      data_dir: where the data set was built.
+
+    Raises:
+      UnknownNameError: for a name that is not known; the message lists the known ones.
+      NotFoundError: nothing is built there, or half, or files are gone; the message says the cure.
+      BadValueError: the files are cut off or damaged, or the slice is not one.
+    """
+    folder = find_built(name, subset, data_dir)
+    command = DATASETS[name].command.format(subset=subset, data_dir=data_dir)
+    cure = f"delete {folder} and build it with: {command}"
+    import tensorflow_datasets as tfds  # 0.3 s that a bare import of the package need not pay
+
+    builder = tfds.builder_from_directory(folder)
+    base = re.split(r"[\[+]", split)[0]
+    if base not in builder.info.splits:
+        raise errors.unknown_name(f"split of {name}/{subset}", split, builder.info.splits)
+    for path in builder.info.splits[base].filepaths:
+        if not path.exists():
+            raise errors.NotFoundError(f"{path} is gone; {cure}")
+    try:
+        records = builder.as_data_source(split=split)
+    except (ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise errors.BadValueError(f"{reason}; a slice reads e.g. 'train[:100]'.") from error
+    source = Source(records, DATASETS[name].seconds[subset], f"{name}/{subset}/{split}", cure)
+    if len(source):  # damage shows now rather than after an hour of training
+        source[0], source[len(source) - 1]
+    return source

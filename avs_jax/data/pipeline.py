@@ -1,0 +1,219 @@
+"""From random access to batches on devices, by grain.
+
+    train_batches   source -> shard by process -> seeded shuffle -> repeat -> transforms -> batch
+    eval_batches    source -> its sound, another's or none -> shard -> transforms -> padded batch
+    to_device       host batch -> global arrays
+
+Frames travel as uint8 and sound as a waveform; normalisation and log-mel are the device's work.
+There is no prefetch to the device here: JAX dispatches asynchronously, so that the host prepares
+and sends the next batch while the devices are busy with this one, as long as the loop does not
+wait for its results.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from avs_jax import errors
+
+SOUNDS = ("own", "mute", "swap")
+
+
+def collate(examples: Sequence[dict]) -> dict:
+    """Examples -> a batch: arrays get a batch axis, `id` becomes str[b], `example_mask` is added.
+
+    Raises BadValueError, with the ids, if the examples differ in shape.
+    """
+    batch = {}
+    for key in examples[0]:
+        parts = [np.asarray(example[key]) for example in examples]
+        if len({part.shape for part in parts}) > 1:
+            odd = ", ".join(f"{e['id']} {p.shape}" for e, p in zip(examples, parts, strict=True))
+            raise errors.BadValueError(
+                f"{key} differ in shape within a batch ({odd}); "
+                "resize them (data.size) or use batch_size=1."
+            )
+        batch[key] = np.stack(parts)
+    batch.setdefault("example_mask", np.ones(len(examples), bool))
+    return batch
+
+
+def _check_batch_size(batch_size: int, shard: tuple[int, int]) -> None:
+    index, count = shard
+    if batch_size < 1:
+        raise errors.BadValueError(f"batch_size={batch_size}: wanted at least 1 clip per process.")
+    if not 0 <= index < count:
+        raise errors.BadValueError(f"shard={shard}: wanted (process index, process count).")
+
+
+def _read_options(num_threads: int) -> grain.ReadOptions:
+    # Buffers count examples, not batches; two a thread keep it busy, more would only fill memory.
+    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+
+
+def _apply(dataset: grain.MapDataset, transforms: Sequence) -> grain.MapDataset:
+    for transform in transforms:
+        is_random = isinstance(transform, grain.transforms.RandomMap)
+        dataset = dataset.random_map(transform) if is_random else dataset.map(transform)
+    return dataset
+
+
+def train_batches(
+    source,
+    *,
+    batch_size: int,
+    seed: int,
+    transforms: Sequence = (),
+    num_threads: int = 2,
+    num_workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> grain.DatasetIterator:
+    """An endless iterator of training batches whose position can be saved and restored exactly.
+
+    Each process sees its own clips, `source[index::count]`, in an order drawn anew for every
+    pass; each clip meets other random numbers in every pass. The order depends on seed and shard
+    only: not on batch size, threads, workers or transforms, so that an iterator with another
+    picture size can go on where this one stood (`other.set_state(this.get_state())`).
+
+    Args:
+      source: see `avs_jax.data.open_split`. batch_size: clips per process and batch. seed: of
+      order and transforms. transforms: see `avs_jax.data.transforms.train_transforms`.
+      num_threads: that read and transform; 0 does it in the caller's thread. 0 to 2 on a small
+      machine. num_workers: processes that do it instead; worth it from about eight cores on.
+      shard: (process index, process count).
+
+    Returns:
+      An iterator with `get_state` and `set_state`, fit for `grain.checkpoint.CheckpointSave`, of
+      batches in the contract's format (`id` is a numpy array of str).
+
+    Raises:
+      BadValueError: batch size or shard make no sense, or the shard holds fewer clips than a batch.
+    """
+    _check_batch_size(batch_size, shard)
+    index, count = shard
+    clips = grain.MapDataset.source(source)[index::count]
+    if len(clips) < batch_size:
+        raise errors.BadValueError(
+            f"batch_size={batch_size} per process, but process {index} of {count} has only "
+            f"{len(clips)} of the {len(source)} clips; use a smaller batch or more data."
+        )
+    # Processes draw different numbers, or clip j of each would be flipped alike.
+    mixed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+    dataset = clips.seed(mixed).shuffle().repeat(None)
+    dataset = _apply(dataset, transforms).batch(batch_size, drop_remainder=True, batch_fn=collate)
+    batches = dataset.to_iter_dataset(_read_options(num_threads))
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # grain reads its own flags before it starts a process
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        )
+    return iter(batches)
+
+
+class _EvalView:
+    """One process's clips in order, with the sound asked for, padded to whole batches.
+
+    A padding example repeats the last clip with example_mask False and no labelled frame: real
+    pictures, so that nothing becomes NaN on the way.
+    """
+
+    def __init__(self, source, sound: str, shard: tuple[int, int], batch_size: int):
+        index, count = shard
+        self._source = source
+        self._sound = sound
+        self._indices = range(index, len(source), count)
+        largest = math.ceil(len(source) / count)  # the same for every process
+        self._length = math.ceil(largest / batch_size) * batch_size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, position) -> dict:
+        is_real = position < len(self._indices)
+        index = self._indices[position] if is_real else len(self._source) - 1
+        example = dict(self._source[index])
+        if self._sound == "mute":
+            example["waveform"] = np.zeros_like(example["waveform"])
+        elif self._sound == "swap":
+            # Half the data set away, whatever the batch size or the number of processes.
+            other = (index + len(self._source) // 2) % len(self._source)
+            example["waveform"] = self._source[other]["waveform"]
+        example["example_mask"] = np.bool_(is_real)
+        if not is_real:
+            example["label_mask"] = np.zeros_like(example["label_mask"])
+        return example
+
+
+class EvalBatches:
+    """Batches of a split in order; can be gone through again and again. See `eval_batches`."""
+
+    def __init__(self, dataset: grain.MapDataset, num_threads: int):
+        self._dataset = dataset
+        self._num_threads = num_threads
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self._dataset.to_iter_dataset(_read_options(self._num_threads)))
+
+
+def eval_batches(
+    source,
+    *,
+    batch_size: int,
+    transforms: Sequence = (),
+    sound: str = "own",
+    shard: tuple[int, int] = (0, 1),
+    num_threads: int = 0,
+) -> EvalBatches:
+    """Every clip once, in order; the last batch is padded and `example_mask` says where.
+
+    All processes yield the same number of batches, so that collective steps never wait for one.
+
+    Args:
+      source: see `avs_jax.data.open_split`.
+      batch_size: clips per process and batch.
+      transforms: without random ones, see `avs_jax.data.transforms.eval_transforms`.
+      sound: "own"; "mute", silence instead; "swap", the sound of the clip half the data set away.
+      shard: (process index, process count).
+      num_threads: that read and transform; 0 does it in the caller's thread.
+
+    Raises:
+      BadValueError: batch size or shard make no sense, the source is empty, or a transform is
+      random. UnknownNameError: for `sound`.
+    """
+    _check_batch_size(batch_size, shard)
+    if sound not in SOUNDS:
+        raise errors.unknown_name("sound", sound, SOUNDS)
+    if not len(source):
+        raise errors.BadValueError(f"{source!r} holds no clips to evaluate on.")
+    for transform in transforms:
+        if isinstance(transform, grain.transforms.RandomMap):
+            raise errors.BadValueError(f"{transform} is random; evaluation takes fixed transforms.")
+    view = grain.MapDataset.source(_EvalView(source, sound, shard, batch_size))
+    return EvalBatches(_apply(view, transforms).batch(batch_size, batch_fn=collate), num_threads)
+
+
+def to_device(batch: dict, sharding: jax.sharding.Sharding) -> tuple[dict, list[str]]:
+    """Puts a process's part of a batch onto its devices.
+
+    Args:
+      batch: of numpy arrays [b ...], the same b on every process.
+      sharding: of axis 0 of the global batch, e.g. NamedSharding(mesh, PartitionSpec("data")).
+
+    Returns:
+      Global arrays [b * processes ...] for all numeric entries, and this process's ids, which
+      stay here.
+    """
+    ids = [str(name) for name in batch.get("id", ())]
+    numeric = {key: value for key, value in batch.items() if np.asarray(value).dtype.kind in "biuf"}
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value)
+        for key, value in numeric.items()
+    }, ids
