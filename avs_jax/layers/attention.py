@@ -8,16 +8,48 @@ import jax.numpy as jnp
 
 from avs_jax.types import Array, Bool, Float
 
+# Attention weights of one sequence that may exist at a time: 32 MB in float32. 28 x 28 tokens with
+# 8 heads stay whole, 56 x 56 tokens (315 MB a frame) are computed in tiles of queries.
+MAX_WEIGHTS = 2**23
+
+
+def attend(
+    query: Float[Array, "n q heads d"],
+    key: Float[Array, "n k heads d"],
+    value: Float[Array, "n k heads d"],
+    key_mask: Bool[Array, "n k"] | None = None,
+    max_weights: int = MAX_WEIGHTS,
+) -> Float[Array, "n q heads d"]:
+    """Scaled dot-product attention, by tiles of queries where the weights would fill the memory.
+
+    Of the weights [n heads q k] never more than `max_weights` per sequence exist at once; the
+    backward pass computes those of a tile again. The limit is per sequence, so that tiles do not
+    shrink with the batch or with the number of devices.
+    """
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    n, num_queries, heads, dim = query.shape
+    tile = max(1, max_weights // (heads * key.shape[1]))
+    if tile >= num_queries:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    num_tiles = -(-num_queries // tile)
+    tile = -(-num_queries // num_tiles)  # even tiles: the least padding
+    padded = jnp.pad(query, ((0, 0), (0, num_tiles * tile - num_queries), (0, 0), (0, 0)))
+    tiles = jnp.moveaxis(padded.reshape(n, num_tiles, tile, heads, dim), 1, 0)
+    mixed = jax.lax.map(
+        jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, key, value, mask=mask)), tiles
+    )
+    return jnp.moveaxis(mixed, 0, 1).reshape(n, -1, heads, dim)[:, :num_queries]
+
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention with `num_heads` heads (arXiv 1706.03762, section 3.2).
+    """Attention with `num_heads` heads (arXiv 1706.03762, section 3.2), see `attend`.
 
-    The fused kernel of the platform is used where there is one. Query, key and value are projected
-    from inputs of any width to that of the query.
+    Query, key and value are projected from inputs of any width to that of the query.
     """
 
     num_heads: int
     use_bias: bool = True
+    projection_init: Callable = nn.initializers.lecun_normal()  # of query, key and value
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -34,15 +66,19 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"width {dim} is not a multiple of num_heads={self.num_heads}")
 
         def project(x, name):
-            # Two dimensions: XLA's CPU matmul is about 1.6x slower on [n tokens d].
-            x = nn.Dense(dim, use_bias=self.use_bias, dtype=self.dtype, name=name)(
-                x.reshape(-1, x.shape[-1])
+            dense = nn.Dense(
+                dim,
+                use_bias=self.use_bias,
+                kernel_init=self.projection_init,
+                dtype=self.dtype,
+                name=name,
             )
+            # Two dimensions: XLA's CPU matmul is about 1.6x slower on [n tokens d].
+            x = dense(x.reshape(-1, x.shape[-1]))
             return x.reshape(n, -1, self.num_heads, dim // self.num_heads)
 
-        mask = None if key_mask is None else key_mask[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(
-            project(query, "query"), project(key, "key"), project(value, "value"), mask=mask
+        mixed = attend(
+            project(query, "query"), project(key, "key"), project(value, "value"), key_mask
         )
         mixed = nn.Dense(dim, use_bias=self.use_bias, dtype=self.dtype, name="out")(
             mixed.reshape(-1, dim)

@@ -1,15 +1,15 @@
 """Two heads that exist in training only and help a network from scratch to find the sound.
 
-Without pretrained backbones a segmentation loss alone stays for long at what the picture tells. Both
-heads take their targets from the class ids of `label`; nothing about silent objects is told.
+Without pretrained backbones a segmentation loss alone stays for long at what the picture tells.
+Both heads take their targets from the class ids of `label`; nothing about silent objects is told.
 They are not part of any paper: a model has them only if `num_tags` or `num_semantic` is set.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import optax
 
+from avs_jax.losses import weighted_mean
 from avs_jax.types import Array, Bool, Float, Int
 
 
@@ -52,7 +52,7 @@ def auxiliary_losses(
         classes = jnp.arange(1, tags.shape[-1] + 1)
         present = (label[..., None] == classes).any((2, 3)).astype(jnp.float32)  # [b t k]
         per_frame = optax.sigmoid_binary_cross_entropy(tags, present).mean(-1)
-        losses["tags"] = _mean_where(per_frame, frames)
+        losses["tags"] = weighted_mean(per_frame, frames)
     if "semantic" in outputs:
         logits = outputs["semantic"]
         stride = label.shape[2] // logits.shape[2]
@@ -60,10 +60,5 @@ def auxiliary_losses(
         sounding = (cells > 0) & frames[:, :, None, None]
         target = jnp.maximum(cells - 1, 0)
         per_cell = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        losses["semantic"] = _mean_where(per_cell, sounding)
+        losses["semantic"] = weighted_mean(per_cell, sounding)
     return losses
-
-
-def _mean_where(values: jax.Array, where: jax.Array) -> jax.Array:
-    """Mean of `values` at `where`; 0 where there is none."""
-    return jnp.sum(jnp.where(where, values, 0.0)) / jnp.maximum(where.sum(), 1)

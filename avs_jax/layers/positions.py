@@ -13,8 +13,8 @@ def sine_positions_2d(
     """The 2-D sine code of DETR (arXiv 2005.12872, appendix A.4), normalised to the map's size.
 
     Rows and columns count from 1 and are divided by the last one, times 2 pi, so that the code does
-    not depend on the resolution; the first half of the channels is for y, the second for x; sine and
-    cosine alternate.
+    not depend on the resolution; the first half of the channels is for y, the second for x; sine
+    and cosine alternate.
     """
     half = dim // 2
     exponent = 2 * (jnp.arange(half) // 2) / half

@@ -65,7 +65,7 @@ def get_model(
 
 
 def get_loss(name: str) -> Callable:
-    """`loss(outputs, batch, **weights) -> (scalar, {name: scalar})`, as the paper of `name` trains."""
+    """`loss(outputs, batch, **weights) -> (scalar, {name: scalar})`, as in the paper of `name`."""
     return _find(name)[0].loss
 
 

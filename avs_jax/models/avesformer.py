@@ -18,8 +18,8 @@ The paper's two observations, and the fields that switch their cures off:
 * Attention dissipation: a softmax over one key is 1, so cross-attention to the frame's single audio
   token gives every pixel the same vector. Cure: the prompt query generator (PQG) makes several
   audio-conditioned tokens. `num_prompts=0` goes back to the single token.
-* Narrow attention: early decoder stages look at neighbours only. Cure: the early focus (ELF) decoder
-  has convolutions there. `early_stages=0` with `late_stages=6` makes every stage a transformer.
+* Narrow attention: early decoder stages look at neighbours only. Cure: the early focus (ELF)
+  decoder has convolutions there. `early_stages=0` with `late_stages=6` makes every stage a transformer.
 
 Published scores (mIoU, of the paper, not of this code): S4 79.9, MS3 57.9, AVSS 31.2.
 
@@ -31,7 +31,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax import losses
+from avs_jax import errors, losses
 from avs_jax.layers.attention import FeedForward, MultiHeadAttention
 from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
 from avs_jax.layers.positions import sine_positions_2d
@@ -164,7 +164,7 @@ class Head(nn.Module):
 
 
 class AVESFormer(nn.Module):
-    """The whole network. Defaults as `published` where known, else ours (see the file's docstring)."""
+    """The whole network. Defaults as published where known, else ours (see above)."""
 
     backbone: nn.Module  # ResNet-50 fits the paper's parameter budget
     audio_backbone: nn.Module  # VGGish (published)
@@ -199,9 +199,16 @@ class AVESFormer(nn.Module):
         h and w are multiples of 32. `frame_mask` changes nothing here, for no frame sees another.
         With `train` and auxiliary heads also "tags" [b t num_tags] and "semantic"
         [b t h/8 w/8 num_semantic].
+
+        Raises:
+          BadValueError: a decoder_stride that the neck does not have.
         """
         del frame_mask
         b, t, height, width, _ = frames.shape
+        if self.decoder_stride not in (8, 16):
+            raise errors.BadValueError(
+                f"decoder_stride={self.decoder_stride} is not possible; use 8 or 16."
+            )
 
         # Audio token.
         sound = self.audio_backbone(
@@ -252,3 +259,35 @@ class AVESFormer(nn.Module):
             heads = AuxiliaryHeads(self.num_tags, self.num_semantic, name="auxiliary")
             outputs |= heads(sound, silent, b)
         return outputs
+
+
+def loss(
+    outputs: dict[str, Array],
+    batch: dict[str, Array],
+    *,
+    bce_weight: float = 1.0,
+    dice_weight: float = 1.0,
+    tag_weight: float = 0.0,
+    semantic_weight: float = 0.0,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy + Dice on the labelled frames (weights ours), and the auxiliary heads' losses.
+
+    One class: binary cross-entropy and Dice of "something sounds here". More: softmax cross-entropy
+    and Dice over the classes present in a frame. Means over frames.
+    """
+    logits, label = outputs["logits"], batch["label"]
+    frames = batch["label_mask"] & batch["frame_mask"]
+    if logits.shape[-1] == 1:
+        sounding = (label > 0).astype(jnp.float32)
+        entropy = losses.bce_with_logits(logits[..., 0], sounding)
+        overlap = losses.dice(logits[..., 0], sounding)
+    else:
+        entropy = losses.cross_entropy(logits, label)
+        overlap = losses.dice_present(logits, label)
+    parts = {
+        "bce" if logits.shape[-1] == 1 else "ce": losses.weighted_mean(entropy, frames),
+        "dice": losses.weighted_mean(overlap, frames),
+    } | auxiliary_losses(outputs, label, frames)
+    weights = {"bce": bce_weight, "ce": bce_weight, "dice": dice_weight}
+    weights |= {"tags": tag_weight, "semantic": semantic_weight}
+    return sum(weights[name] * value for name, value in parts.items()), parts

@@ -1,0 +1,308 @@
+"""Checkpoints: state + position in the data + config, by orbax; latest ones and the best one.
+
+    WORKDIR/checkpoints/STEP   model, optimizer, data, meta     the last few, to go on from
+    WORKDIR/best/STEP          model, meta                      the best by validation
+
+Orbax restores a damaged file without a word where no structure is broken, and raises where one is.
+So each array's checksum is kept in `meta` and compared after restoring, and a step that cannot be
+read is set aside in favour of the one before.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from avs_jax import errors
+from avs_jax.models import get_model
+from avs_jax.optim import path_name
+from avs_jax.state import TrainState, init_shapes
+from avs_jax.types import Array, PyTree
+
+
+class Loaded(NamedTuple):
+    """A model and its weights, ready to apply."""
+
+    config: ml_collections.FrozenConfigDict
+    model: nn.Module
+    variables: dict[str, PyTree]  # "params" (the averaged ones if the run kept any), "batch_stats"
+    step: int
+
+
+@jax.jit
+def _checksums(leaves: list[Array]) -> Array:
+    """One u32 per array: the sum of its bits, weighted by odd numbers by place. Any changed word of
+    32 bits changes it, and sharding does not."""
+
+    def one(x):
+        if x.dtype == jnp.bool_:
+            x = x.astype(jnp.uint8)
+        bits = x.dtype.itemsize * 8
+        words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
+        place = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
+        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+    return jnp.stack([one(x) for x in leaves])
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """{path: checksum} of every array of `tree`, computed where the arrays are."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    values = np.asarray(_checksums([leaf for _, leaf in named]))
+    return {path_name(path): int(v) for (path, _), v in zip(named, values, strict=True)}
+
+
+def _check_sums(tree: PyTree, expected: dict[str, int]) -> None:
+    found = checksums(tree)
+    wrong = [name for name in found if expected.get(name) != found[name]]
+    if wrong:
+        raise ValueError(f"{len(wrong)} arrays have other bits than were saved, e.g. {wrong[0]}")
+
+
+def _split(state: TrainState) -> tuple[PyTree, PyTree]:
+    """What evaluation needs, and what only training needs."""
+    model = {"params": state.params, "batch_stats": state.batch_stats}
+    if state.ema is not None:
+        model["ema"] = state.ema
+    return model, {"step": state.step, "opt_state": state.opt_state}
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving happens in the background."""
+
+    def __init__(
+        self,
+        workdir: str,
+        config: ml_collections.ConfigDict,
+        *,
+        keep: int = 2,
+        say: Callable[[str], None] = print,
+    ):
+        self.workdir = epath.Path(workdir).resolve()
+        self.config = config
+        self._say = say
+        self._latest = _manager(self.workdir / "checkpoints", keep)
+        self._best = _manager(self.workdir / "best", 1)
+        self._save = ocp.args.StandardSave
+
+    def _meta(self, tree: PyTree, **more) -> dict:
+        config = json.loads(self.config.to_json())
+        return {"config": config, "checksums": checksums(tree)} | more
+
+    def save(self, state: TrainState, iterator: Any) -> None:
+        """Saves everything a run needs to go on as if it had never stopped."""
+        model, optimizer = _split(state)
+        self._latest.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                model=self._save(model),
+                optimizer=self._save(optimizer),
+                data=grain.checkpoint.CheckpointSave(iterator),
+                meta=ocp.args.JsonSave(self._meta({"model": model, "optimizer": optimizer})),
+            ),
+        )
+
+    def save_if_best(self, state: TrainState, name: str, value: float) -> bool:
+        """Keeps the model if `value` (higher is better) beats the best so far."""
+        step = self._best.latest_step()
+        if step is not None:
+            meta = self._best.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+            best = meta["meta"]["best"]
+            # The same step again: a resumed run repeats what it did.
+            if value <= best["value"] or step >= int(state.step):
+                return False
+        model, _ = _split(state)
+        meta = self._meta({"model": model}, best={"name": name, "value": value})
+        self._best.save(
+            int(state.step),
+            args=ocp.args.Composite(model=self._save(model), meta=ocp.args.JsonSave(meta)),
+        )
+        return True
+
+    def reached_preemption(self, step: int) -> bool:
+        """True on every host at the same step once one of them got SIGTERM (jax.distributed)."""
+        return self._latest.reached_preemption(step)
+
+    def latest_step(self) -> int | None:
+        """The last step saved, or None."""
+        return self._latest.latest_step()
+
+    def restore(self, shapes: TrainState, iterator: Any) -> TrainState | None:
+        """The newest readable state (with the shardings of `shapes`); sets the iterator's position.
+
+        None if there is no checkpoint. An unreadable step is moved to WORKDIR/broken and the one
+        before is taken.
+
+        Raises:
+          BadValueError: the checkpoint is of another model, or none of them can be read.
+        """
+        steps = sorted(self._latest.all_steps(), reverse=True)
+        model, optimizer = _split(shapes)
+        for step in steps:
+            try:
+                meta = _read_meta(self._latest, step)
+                check_same_model(self.config, meta["config"], str(self.workdir))
+                restored = self._latest.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        model=ocp.args.StandardRestore(model),
+                        optimizer=ocp.args.StandardRestore(optimizer),
+                        data=grain.checkpoint.CheckpointRestore(iterator),
+                    ),
+                )
+                tree = {"model": restored["model"], "optimizer": restored["optimizer"]}
+                _check_sums(tree, meta["checksums"])
+            except errors.InputError:
+                raise
+            except Exception as error:  # orbax raises whatever its parts raise
+                self._set_aside(step, error)
+                continue
+            return TrainState(
+                step=restored["optimizer"]["step"],
+                params=restored["model"]["params"],
+                batch_stats=restored["model"]["batch_stats"],
+                opt_state=restored["optimizer"]["opt_state"],
+                ema=restored["model"].get("ema"),
+            )
+        if steps:
+            raise errors.BadValueError(
+                f"none of the checkpoints {steps} of {self.workdir} can be read (they are in "
+                f"{self.workdir / 'broken'} now); start again in another --workdir."
+            )
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        source = self.workdir / "checkpoints" / str(step)
+        target = self.workdir / "broken" / str(step)
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        self._say(f"checkpoint {step} cannot be read ({reason}); set aside as {target}.")
+        if jax.process_index() == 0:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rmtree()
+            source.rename(target)
+        self._latest.reload()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._latest.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes writing."""
+        self.wait()
+        self._latest.close()
+        self._best.close()
+
+
+def _manager(path: epath.Path, keep: int) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        path,
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+        item_names=None,
+    )
+
+
+def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict:
+    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str) -> None:
+    """Raises BadValueError naming the fields of `config.model` that differ from the saved ones."""
+    here = json.loads(config.to_json())["model"]
+    there = saved["model"]
+    missing = "not set"
+    differing = [
+        f"model.{name} is {there.get(name, missing)!r} there and {here.get(name, missing)!r} here"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name, missing) != there.get(name, missing)
+    ]
+    if differing:
+        raise errors.BadValueError(
+            f"{where} holds a checkpoint of another model: {'; '.join(differing)}; "
+            "use another --workdir or the same fields."
+        )
+
+
+def build_model(config: ml_collections.ConfigDict) -> nn.Module:
+    """The model that `config.model` describes."""
+    return get_model(**ml_collections.FrozenConfigDict(config.model).as_configdict())
+
+
+def load_model(directory: str, which: str = "best") -> Loaded:
+    """The model of a run's WORKDIR with its weights.
+
+    Args:
+      which: "best" (falls back to "latest" where no validation ran), "latest", or a step.
+
+    Raises:
+      NotFoundError: no such folder, no checkpoint in it, or not that step.
+      BadValueError: the checkpoint cannot be read or fits no model of this version.
+    """
+    workdir = epath.Path(directory).resolve()
+    folder, step = _find_step(workdir, which)
+    manager = _manager(folder, None)
+    try:
+        meta = _read_meta(manager, step)
+        config = ml_collections.FrozenConfigDict(meta["config"])
+        model = build_model(config)
+        shapes = dict(init_shapes(model, config.data.seconds, config.data.size))
+        shapes.setdefault("batch_stats", {})
+        if config.ema_decay is not None:
+            shapes["ema"] = shapes["params"]
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
+        )
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(target))
+        restored = manager.restore(step, args=args)["model"]
+        _check_sums({"model": restored}, meta["checksums"])
+    except errors.InputError:
+        raise
+    except Exception as error:  # orbax raises whatever its parts raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise errors.BadValueError(
+            f"checkpoint {folder / str(step)} cannot be read ({reason}); use --which with another "
+            "step, or train again."
+        ) from error
+    finally:
+        manager.close()
+    variables = {
+        "params": restored.get("ema", restored["params"]),
+        "batch_stats": restored["batch_stats"],
+    }
+    return Loaded(config, model, variables, step)
+
+
+def _find_step(workdir: epath.Path, which: str) -> tuple[epath.Path, int]:
+    found = {}
+    for folder in ("checkpoints", "best"):
+        path = workdir / folder
+        steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
+        found[folder] = sorted(steps)
+    if not any(found.values()):
+        raise errors.NotFoundError(
+            f"no checkpoint under {workdir}: expected checkpoints/STEP or best/STEP, as "
+            "`python -m avs_jax.train --workdir` writes them."
+        )
+    if which == "best" and found["best"]:
+        return workdir / "best", found["best"][-1]
+    if which in ("best", "latest") and found["checkpoints"]:
+        return workdir / "checkpoints", found["checkpoints"][-1]
+    for folder, steps in found.items():
+        if which in ("best", "latest") and steps:
+            return workdir / folder, steps[-1]
+        if str(which).isdigit() and int(which) in steps:
+            return workdir / folder, int(which)
+    known = sorted({str(step) for steps in found.values() for step in steps}, key=int)
+    raise errors.NotFoundError(
+        f"no checkpoint {which!r} under {workdir}; there are: best, latest, {', '.join(known)}."
+    )

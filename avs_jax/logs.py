@@ -1,0 +1,65 @@
+"""Where numbers go: the console, JSON lines, TensorBoard. Only the first process writes."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import tensorboardX
+from tqdm import tqdm
+
+
+class Logs:
+    """Writes scalars of a run to `workdir/metrics.jsonl`, `workdir/tensorboard/` and stderr."""
+
+    def __init__(self, workdir: Path):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.main = jax.process_index() == 0
+        self._board = (
+            tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard")) if self.main else None
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One JSON line {"step", "time", name: value, ...} and one point per name."""
+        if not self.main:
+            return
+        scalars = {name: float(value) for name, value in scalars.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | scalars) + "\n")
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches, above any progress bar."""
+        if self.main:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+    def last(self, name: str, default: float) -> float:
+        """The newest value of `name` in the log, e.g. of the run that this one goes on."""
+        if not self.path.exists():
+            return default
+        lines = (json.loads(line) for line in self.path.read_text().splitlines())
+        return ([default] + [line[name] for line in lines if name in line])[-1]
+
+    def rewind(self, step: int) -> None:
+        """Drops lines after `step`, which a resumed run writes again."""
+        if self.main and self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= step]
+            if len(kept) < len(lines):
+                self.path.write_text("".join(kept))
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        if self.main:
+            self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
+        return float("inf")

@@ -1,0 +1,508 @@
+"""CATR: Combinatorial-Dependence Audio-Queried Transformer for Audio-Visual Video Segmentation.
+
+Published code: github.com/aspirinone/CATR.github.io at aa3615c (a descendant of MTTR and AVSBench).
+Of the paper we know the abstract and figure 2, which ships with the code. The two differ, so there
+are two modes. Shapes for 224 x 224, n = b * t; 784 visual tokens a frame, of stage 2:
+
+    frame   [n 224 224 3] -> PVTv2-B5 (or ResNet-50) -> 4 stages -> dilated heads [n . . 256]
+    log-mel [n 96 64]     -> VGGish (frozen) [n 128] -> Dense, norm -> audio tokens [b t 256]
+
+    mode="reference": what the code does      mode="paper": what the figure shows
+    each frame has all t audio tokens         each frame has its own one
+    a spatial encoder, and beside it one      blocks in sequence: spatial fusion (self-attention),
+      whose blocks also fuse sound and          then temporal fusion of sound and picture
+      picture over time
+    picture <- sound, then sound <- the       both directions in parallel
+      result
+    one gate per frame and block, with        one gate per frame, block and channel: the sigmoid of
+      convolutions around                       a convolution's mean
+    50 learned queries                        50 learned queries, their content is the audio token
+    decoder memory: the spatial encoder       decoder memory: the gated maps
+    mask features: from the gated maps down   mask features: a pyramid from stage 4 up to 1/4, the
+      to stage 4, up to 1/16 [n 14 14 64]       gated maps in it at 1/8 [n 56 56 64]
+
+    decoder [n 50 256] -> per query: class, and a kernel of 64 numbers whose product with the mask
+    features is the query's mask. A frame's answer is the mask of its most likely query.
+
+Both modes share the blocks (DETR's post-norm layers), the fusion (a token is multiplied by the
+square of what it attended to, as the code does: no residual, no norm) and the criterion. What the
+figure leaves open is our choice in `paper`: which maps a gate reads, how the sound enters the
+queries, the order of the pyramid (comments in the code claim masks of 56 x 56, i.e. 1/4).
+
+Deviations that change no published number: any number of frames (the code has 5 hard-coded);
+parameters that never reach an output do not exist (74 tensors, see `convert`); `frame_mask` keeps
+frames that do not exist out of every attention. In training no dropout on attention weights (the
+code has 0.1 there too): they are never all in memory. Several classes (AVSS) are ours, see `answer`.
+Published for PVTv2-B5 (mIoU, by third parties): S4 81.4, MS3 59.0, AVSS 32.8.
+"""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from avs_jax import errors
+from avs_jax.layers.attention import MultiHeadAttention
+from avs_jax.layers.auxiliary import AuxiliaryHeads
+from avs_jax.layers.positions import sine_positions_2d
+from avs_jax.models.catr_criterion import answer, loss
+from avs_jax.types import Array, Bool, Float
+
+__all__ = ["CATR", "answer", "loss", "query_attention"]
+
+MODES = ("reference", "paper")
+EPSILON = 1e-5  # PyTorch's default, of every norm but the audio tokens'
+xavier = nn.initializers.xavier_uniform()
+# Query, key and value were one matrix [3d d] when Xavier's bound was taken.
+packed_xavier = nn.initializers.variance_scaling(0.5, "fan_in", "uniform")
+
+
+class DilatedHead(nn.Module):
+    """Sum of four 3x3 convolutions that look 3, 6, 12 and 18 cells far."""
+
+    dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
+        def conv(dilation):
+            return nn.Conv(
+                self.dim,
+                (3, 3),
+                padding=dilation,
+                kernel_dilation=dilation,
+                kernel_init=nn.initializers.normal(0.01),
+                dtype=self.dtype,
+                name=f"dilation{dilation}",
+            )
+
+        return sum(conv(dilation)(x) for dilation in (3, 6, 12, 18))
+
+
+class EncoderLayer(nn.Module):
+    """DETR's post-norm layer: self-attention with positions on query and key, feed-forward."""
+
+    num_heads: int
+    hidden: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n s d"],
+        positions: Float[Array, "s d"],
+        key_mask: Bool[Array, "n s"] | None = None,
+    ) -> Float[Array, "n s d"]:
+        place = x + positions
+        y = _attention(self, "self_attention")(place, place, x, key_mask)
+        return _feed_forward(self, _add_norm(self, x, y, "norm1"), "norm2")
+
+
+class DecoderLayer(nn.Module):
+    """DETR's post-norm layer: queries look at each other, then at the memory of their frame."""
+
+    num_heads: int
+    hidden: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n q d"],
+        queries: Float[Array, "q d"],
+        memory: Float[Array, "n s d"],
+        positions: Float[Array, "s d"],
+        key_mask: Bool[Array, "n s"] | None = None,
+    ) -> Float[Array, "n q d"]:
+        y = _attention(self, "self_attention")(x + queries, x + queries, x)
+        x = _add_norm(self, x, y, "norm1")
+        place = memory + positions
+        y = _attention(self, "cross_attention")(x + queries, place, memory, key_mask)
+        return _feed_forward(self, _add_norm(self, x, y, "norm2"), "norm3")
+
+
+def _attention(module, name):
+    return MultiHeadAttention(
+        module.num_heads, projection_init=packed_xavier, dtype=module.dtype, name=name
+    )
+
+
+def _drop(module, x):
+    return nn.Dropout(module.dropout, deterministic=not module.dropout)(x)
+
+
+def _add_norm(module, x, y, name):
+    return nn.LayerNorm(EPSILON, dtype=module.dtype, name=name)(x + _drop(module, y))
+
+
+def _feed_forward(module, x, norm):
+    def dense(width, name):
+        return nn.Dense(width, kernel_init=xavier, dtype=module.dtype, name=name)
+
+    flat = x.reshape(-1, x.shape[-1])  # two dimensions, see MultiHeadAttention
+    hidden = _drop(module, jax.nn.relu(dense(module.hidden, "linear1")(flat)))
+    return _add_norm(module, x, dense(x.shape[-1], "linear2")(hidden).reshape(x.shape), norm)
+
+
+class TemporalBlock(nn.Module):
+    """An encoder layer within each frame, then sound and picture multiply each other over the clip.
+
+    Takes the visual tokens and the audio tokens that each frame sees: its own one (a = 1, `paper`)
+    or a copy of all t (a = t, `reference`; of what the copies become only the first frame's is
+    used, as published). Returns both, the audio tokens as one per frame. The `last` block has no
+    way from picture to sound: nothing would read it.
+    """
+
+    num_heads: int
+    hidden: int
+    dropout: float
+    parallel: bool  # both directions from the same inputs
+    last: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        visual: Float[Array, "b t s d"],
+        audio: Float[Array, "b t a d"],
+        positions: Float[Array, "s d"],
+        frame_mask: Bool[Array, "b t"] | None,
+    ) -> tuple[Float[Array, "b t s d"], Float[Array, "b t d"]]:
+        b, t, s, d = visual.shape
+        layer = EncoderLayer(
+            self.num_heads, self.hidden, self.dropout, dtype=self.dtype, name="layer"
+        )
+        x = layer(*_frame_tokens(visual, audio, positions, frame_mask))
+        x = x.reshape(b, t, -1, d)
+        sound = x[:, :, s] if audio.shape[2] == 1 else x[:, 0, s:]  # [b t d]
+        pixels = x[:, :, :s].reshape(b, t * s, d)
+
+        heard = _attention(self, "audio_to_visual")(pixels, sound, sound, frame_mask)
+        fused = pixels * heard * heard
+        if not self.last:
+            seen = pixels if self.parallel else fused
+            place = seen + jnp.tile(positions, (t, 1))
+            mask = None if frame_mask is None else frame_mask.repeat(s, axis=1)
+            looked = _attention(self, "visual_to_audio")(sound, place, seen, mask)
+            sound = sound * looked * looked
+        return fused.reshape(b, t, s, d), sound
+
+
+def _frame_tokens(visual, audio, positions, frame_mask):
+    """Each frame's tokens [n s+a d], their positions (zero for sound), which of them exist."""
+    b, t, s, d = visual.shape
+    a = audio.shape[2]
+    tokens = jnp.concatenate([visual, audio], axis=2).reshape(b * t, s + a, d)
+    positions = jnp.concatenate([positions, jnp.zeros((a, d), positions.dtype)])
+    if frame_mask is None or a == 1:
+        return tokens, positions, None
+    own = jnp.ones((b, t, s), bool)
+    clip = jnp.broadcast_to(frame_mask[:, None], (b, t, a))
+    return tokens, positions, jnp.concatenate([own, clip], axis=2).reshape(b * t, s + a)
+
+
+class FrameGates(nn.Module):
+    """`reference`: one gate per frame for the second and the third block, convolutions around them.
+
+    As published: the second gate is not computed from its blocks but from the first (a sigmoid of a
+    sigmoid, mean of its two channels), and of the first only one channel is used.
+    """
+
+    train: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, blocks: list[Float[Array, "n h w d"]], exists: Bool[Array, "n"] | None
+    ) -> Float[Array, "n h w d"]:
+        first, second, third = blocks
+
+        def smooth(x, i):
+            x = _conv3(x.shape[-1], xavier, self.dtype, f"conv{i}")(x)
+            x = nn.BatchNorm(
+                use_running_average=not self.train,
+                momentum=0.9,
+                epsilon=EPSILON,
+                dtype=self.dtype,
+                name=f"norm{i}",
+            )(x, mask=None if exists is None else exists[:, None, None, None])
+            return nn.PReLU(negative_slope_init=0.25, name=f"prelu{i}")(x)
+
+        pair = jnp.concatenate([first, second], axis=-1)
+        gates = jax.nn.sigmoid(_conv3(2, xavier, self.dtype, "gate")(pair)).mean((1, 2))  # [n 2]
+        again = jax.nn.sigmoid(gates).mean(1)
+        x = smooth(gates[:, 0, None, None, None] * second, 1)
+        return smooth(x + again[:, None, None, None] * third, 2)
+
+
+class ChannelGates(nn.Module):
+    """`paper`: block i > 0 weighted by a gate per channel made of blocks i - 1 and i; their sum."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, blocks: list[Float[Array, "n h w d"]]) -> Float[Array, "n h w d"]:
+        total = 0.0
+        for i, (before, block) in enumerate(itertools.pairwise(blocks), start=1):
+            pair = jnp.concatenate([before, block], axis=-1)
+            gate = _conv3(block.shape[-1], xavier, self.dtype, f"gate{i}")(pair).mean((1, 2))
+            total += jax.nn.sigmoid(gate)[:, None, None] * block
+        return total
+
+
+class PixelDecoder(nn.Module):
+    """Four convolutions; after the first three a map may join in, whose grid is then the grid."""
+
+    widths: tuple[int, ...]
+    out_dim: int
+    norm_groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w d"], laterals: list[Float[Array, "n _ _ _"] | None]
+    ) -> Float[Array, "n _ _ e"]:
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # kaiming, a = 1
+        for i, (width, lateral) in enumerate(zip(self.widths, [None, *laterals], strict=True)):
+            if lateral is not None:
+                side = nn.Conv(
+                    x.shape[-1], (1, 1), kernel_init=init, dtype=self.dtype, name=f"adapter{i}"
+                )
+                x = _resize_nearest(x, lateral.shape[1:3]) + side(lateral)
+            x = _conv3(width, init, self.dtype, f"conv{i + 1}")(x)
+            x = nn.GroupNorm(self.norm_groups, EPSILON, dtype=self.dtype, name=f"norm{i + 1}")(x)
+            x = jax.nn.relu(x)
+        return _conv3(self.out_dim, init, self.dtype, "out")(x)
+
+
+def _conv3(width, init, dtype, name):
+    return nn.Conv(width, (3, 3), padding=1, kernel_init=init, dtype=dtype, name=name)
+
+
+def _resize_nearest(x, size):
+    """Cell i is cell floor(i * old / new), as in PyTorch (jax.image.resize takes the middle)."""
+    rows, columns = (
+        jnp.arange(new) * old // new for new, old in zip(size, x.shape[1:3], strict=True)
+    )
+    return x[:, rows][:, :, columns]
+
+
+class CATR(nn.Module):
+    """The whole network. Defaults as published; what the code leaves open is as in MTTR."""
+
+    backbone: nn.Module  # PVTv2-B5; ResNet-50 in the paper's tables
+    audio_backbone: nn.Module  # VGGish
+    num_classes: int = 1  # 1: does it sound? 71: AVSS, background is one of them
+    mode: str = "reference"  # or "paper"
+    dim: int = 256
+    num_heads: int = 8
+    hidden: int = 2048
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    num_queries: int = 50
+    pixel_widths: tuple[int, ...] = (256, 128, 64, 32)
+    mask_dim: int = 64
+    norm_groups: int = 8
+    dropout: float = 0.1
+    empty_if_silent: bool = False  # ours: empty mask if the frame's query is rather "no object"
+    freeze_audio: bool = True  # published: VGGish is not trained
+    num_tags: int = 0  # auxiliary heads, training only; not of the paper
+    num_semantic: int = 0
+    remat: bool = False  # recompute encoders and decoder in the backward pass, to save memory
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        frames: Float[Array, "b t h w 3"],
+        log_mel: Float[Array, "b t 96 64"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        """Frames (normalised, sides multiples of 32) and log-mel patches -> a dict of
+
+            logits            f32[b t h w k]    of `answer`, at frame size
+            query             i32[b t]          the query whose mask a frame shows
+            pred_masks        f32[l b t q y x]  mask logits of every decoder layer at 1/16 or 1/4
+            pred_is_referred  f32[l b t q k+1]  class logits; the last class is "no object"
+
+        With `train` and auxiliary heads also "tags" [b t num_tags] and "semantic"
+        [b t h/8 w/8 num_semantic]. Raises UnknownNameError for an unknown mode, BadValueError for a
+        number of encoder layers that it cannot gate.
+        """
+        self._check()
+        b, t, height, width, _ = frames.shape
+        exists = None if frame_mask is None else frame_mask.reshape(-1)
+
+        sound = self.audio_backbone(
+            log_mel.reshape(b * t, *log_mel.shape[2:]), train=train and not self.freeze_audio
+        )
+        if self.freeze_audio:
+            sound = jax.lax.stop_gradient(sound)
+        audio = nn.Dense(self.dim, dtype=self.dtype, name="audio_tokens")(sound)
+        audio = nn.LayerNorm(1e-12, dtype=self.dtype, name="audio_norm")(audio)  # as published
+        audio = nn.Dropout(self.dropout, deterministic=not train)(audio).reshape(b, t, self.dim)
+
+        pyramid = self.backbone(frames.reshape(b * t, height, width, 3), train=train)
+        stages = {
+            i: DilatedHead(self.dim, dtype=self.dtype, name=f"stage{i}")(x)
+            for i, x in enumerate(pyramid, start=1)
+            if i > 1 or self.mode == "paper"
+        }
+        maps = nn.Conv(self.dim, (1, 1), dtype=self.dtype, name="visual_tokens")(stages[2])
+        rows, columns = maps.shape[1:3]
+        positions = sine_positions_2d(rows, columns, self.dim).reshape(-1, self.dim)
+        visual = maps.reshape(b, t, rows * columns, self.dim)
+
+        encode = self._encode_reference if self.mode == "reference" else self._encode_paper
+        positions = positions.astype(self.dtype)
+        blocks, memory = encode(visual, audio, positions, frame_mask, train)
+        blocks = [block.reshape(maps.shape) for block in blocks]
+        if self.mode == "reference":
+            gated = FrameGates(train, dtype=self.dtype, name="gates")(blocks, exists)
+            content = jnp.zeros((b * t, self.dim), self.dtype)
+            start, laterals = gated, [None, stages[4], stages[3]]
+        else:
+            gated = ChannelGates(dtype=self.dtype, name="gates")(blocks)
+            memory = gated.reshape(b * t, -1, self.dim), positions, None
+            content = audio.reshape(b * t, self.dim)
+            start, laterals = stages[4], [stages[3], gated, stages[1]]
+
+        decoded = self._decode(content, memory, train)  # [l n q d]
+        features = PixelDecoder(
+            self.pixel_widths,
+            self.mask_dim,
+            self.norm_groups,
+            dtype=self.dtype,
+            name="pixel_decoder",
+        )(start, laterals)
+        masks, classes = self._predict(decoded, features)
+        masks, classes = (x.reshape(x.shape[0], b, t, *x.shape[2:]) for x in (masks, classes))
+        logits, query = answer(masks[-1], classes[-1], (height, width), self.empty_if_silent)
+        outputs = {
+            "logits": logits,
+            "query": query,
+            "pred_masks": masks,
+            "pred_is_referred": classes,
+        }
+        if train or self.is_initializing():
+            heads = AuxiliaryHeads(self.num_tags, self.num_semantic, name="auxiliary")
+            outputs |= heads(sound, maps, b)
+        return outputs
+
+    def _check(self):
+        if self.mode not in MODES:
+            raise errors.unknown_name("mode of catr", self.mode, MODES)
+        if self.mode == "reference" and self.encoder_layers != 3:
+            raise errors.BadValueError(
+                f"encoder_layers={self.encoder_layers}: the published gates read exactly 3 blocks; "
+                "use encoder_layers=3, or mode='paper'."
+            )
+        if self.encoder_layers < 2:
+            raise errors.BadValueError(
+                f"encoder_layers={self.encoder_layers}: a gate reads two blocks; use 2 or more."
+            )
+
+    def _encode_reference(self, visual, audio, positions, frame_mask, train):
+        """Visual tokens of the temporal blocks; tokens, positions, mask of the spatial encoder."""
+        b, t, _ = audio.shape
+        rate = self.dropout if train else 0.0
+        layer = nn.remat(EncoderLayer) if self.remat else EncoderLayer
+        copies = jnp.broadcast_to(audio[:, None], (b, t, t, self.dim))
+        tokens, places, key_mask = _frame_tokens(visual, copies, positions, frame_mask)
+        for i in range(self.encoder_layers):
+            tokens = layer(self.num_heads, self.hidden, rate, dtype=self.dtype, name=f"spatial{i}")(
+                tokens, places, key_mask
+            )
+        blocks = []
+        for i in range(self.encoder_layers):
+            copies = jnp.broadcast_to(audio[:, None], (b, t, t, self.dim))
+            visual, audio = self._block(i, rate)(visual, copies, positions, frame_mask)
+            blocks.append(visual)
+        return blocks, (tokens, places, key_mask)
+
+    def _encode_paper(self, visual, audio, positions, frame_mask, train):
+        blocks = []
+        for i in range(self.encoder_layers):
+            block = self._block(i, self.dropout if train else 0.0)
+            visual, audio = block(visual, audio[:, :, None], positions, frame_mask)
+            blocks.append(visual)
+        return blocks, None
+
+    def _block(self, i, rate):
+        return (nn.remat(TemporalBlock) if self.remat else TemporalBlock)(
+            self.num_heads,
+            self.hidden,
+            rate,
+            parallel=self.mode == "paper",
+            last=i == self.encoder_layers - 1,
+            dtype=self.dtype,
+            name=f"temporal{i}",
+        )
+
+    def _decode(self, content, memory, train):
+        """Content [n d] that every query starts from -> all layers' queries, normed [l n q d]."""
+        queries = self.param("queries", nn.initializers.normal(1.0), (self.num_queries, self.dim))
+        queries = queries.astype(self.dtype)
+        x = jnp.broadcast_to(content[:, None], (content.shape[0], *queries.shape))
+        rate = self.dropout if train else 0.0
+        layer = nn.remat(DecoderLayer) if self.remat else DecoderLayer
+        norm = nn.LayerNorm(EPSILON, dtype=self.dtype, name="decoder_norm")
+        decoded = []
+        for i in range(self.decoder_layers):
+            x = layer(self.num_heads, self.hidden, rate, dtype=self.dtype, name=f"decoder{i}")(
+                x, queries, *memory
+            )
+            decoded.append(norm(x))
+        return jnp.stack(decoded)
+
+    def _predict(self, decoded, features):
+        """Queries, mask features [n y x e] -> mask logits [l n q y x], class logits [l n q k+1]."""
+        kernels = jax.nn.relu(nn.Dense(self.dim, dtype=self.dtype, name="kernel1")(decoded))
+        kernels = nn.Dense(self.mask_dim, dtype=self.dtype, name="kernel2")(kernels)
+        masks = jnp.einsum(
+            "lnqe,nyxe->lnqyx", kernels, features, preferred_element_type=jnp.float32
+        )
+        classes = nn.Dense(self.num_classes + 1, name="classes")(decoded.astype(jnp.float32))
+        return masks, classes
+
+
+def query_attention(
+    model: CATR,
+    variables: dict,
+    frames: Float[Array, "b t h w 3"],
+    log_mel: Float[Array, "b t 96 64"],
+    frame_mask: Bool[Array, "b t"] | None = None,
+) -> tuple[Float[Array, "b t y x"], Float[Array, "b t"]]:
+    """Where the query that answers for a frame looks, in the decoder's last layer.
+
+    -> weights over the frame's cells (1/8, mean over heads), and their sum over audio tokens, which is
+    0 in `paper`; all weights of a frame sum to 1. Jit it with `model` static.
+    """
+    name = f"decoder{model.decoder_layers - 1}"
+
+    def looks(module, method):
+        return module.name in ("query", "key") and module.path[:2] == (name, "cross_attention")
+
+    outputs, state = model.apply(
+        variables, frames, log_mel, frame_mask, capture_intermediates=looks, mutable="intermediates"
+    )
+    found = state["intermediates"][name]["cross_attention"]
+    b, t, height, width, _ = frames.shape
+    cells = (height // 8, width // 8)
+    query, key = (
+        found[role]["__call__"][0].reshape(b, t, -1, model.num_heads, model.dim // model.num_heads)
+        for role in ("query", "key")
+    )
+    query = jnp.take_along_axis(query, outputs["query"][..., None, None, None], axis=2)[:, :, 0]
+    scores = jnp.einsum("btHd,btsHd->btHs", query, key) / query.shape[-1] ** 0.5
+    if frame_mask is not None and model.mode == "reference":
+        own = jnp.ones((b, t, cells[0] * cells[1]), bool)
+        clip = jnp.broadcast_to(frame_mask[:, None], (b, t, t))
+        scores = jnp.where(jnp.concatenate([own, clip], axis=2)[:, :, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores.astype(jnp.float32)).mean(2)  # [b t s + a]
+    visual = weights[..., : cells[0] * cells[1]]
+    return visual.reshape(b, t, *cells), 1.0 - visual.sum(-1)

@@ -1,0 +1,213 @@
+"""What CATR's queries say, and how they learn to say it.
+
+A query of a frame has a mask and class logits: k classes and "no object", which is the last one.
+With one class that means "this sounds" or not (S4, MS3: one target per clip, the union of what
+sounds). With several (AVSS; ours, as in MaskFormer, arXiv 2107.06278) every class of a clip,
+background among them, is a target of its own.
+
+The criterion is DETR's as the published code has it: each target of a clip is matched with the query
+that fits best over the clip's labelled frames; the matched ones learn class and mask, the others
+learn to be no object. Every decoder layer is matched and trained by itself.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from avs_jax import losses
+from avs_jax.layers.auxiliary import auxiliary_losses
+from avs_jax.layers.resize import resize_bilinear
+from avs_jax.types import Array, Bool, Float, Int
+
+
+def answer(
+    masks: Float[Array, "b t q y x"],
+    classes: Float[Array, "b t q k1"],
+    size: tuple[int, int],
+    empty_if_silent: bool = False,
+) -> tuple[Float[Array, "b t h w k"], Int[Array, "b t"]]:
+    """A layer's predictions -> logits at `size`, and the query that is the least "no object".
+
+    One class: logits of that query's mask, bilinear (published); with `empty_if_silent` at most its
+    class logit, so that a frame is empty if "no object" is the likelier (ours). Several: logarithm
+    of the sum over queries of class probability times mask probability.
+    """
+    query = jnp.argmin(jax.nn.softmax(classes)[..., -1], axis=-1).astype(jnp.int32)
+    if classes.shape[-1] > 2:
+        probabilities = jax.nn.softmax(classes)[..., :-1]
+        shares = jax.nn.sigmoid(_resize(masks, size))
+        return jnp.log(jnp.einsum("btqk,btqhw->bthwk", probabilities, shares) + 1e-8), query
+    chosen = jnp.take_along_axis(masks, query[..., None, None, None], axis=2)
+    logits = _resize(chosen, size)[:, :, 0]
+    if empty_if_silent:
+        sounding = jnp.take_along_axis(classes, query[..., None, None], axis=2)[:, :, 0]
+        sounding = sounding[..., 0] - sounding[..., 1]
+        logits = jnp.minimum(logits, sounding[..., None, None])
+    return logits[..., None], query
+
+
+def _resize(masks, size):
+    """Bilinear, of the last two axes."""
+    flat = masks.reshape(-1, *masks.shape[-2:], 1)
+    return resize_bilinear(flat, size).reshape(*masks.shape[:-2], *size)
+
+
+def make_targets(
+    label: Int[Array, "b t h w"],
+    frames: Bool[Array, "b t"],
+    num_classes: int,
+    max_targets: int,
+) -> dict[str, Array]:
+    """What the queries of a clip are matched with.
+
+    -> masks f32[b t m h w], ids i32[b m] (classes), exists bool[b m], visible bool[b t m]. One
+    class: m = 1, everything that sounds. Several: m = max_targets, the classes of labelled `frames`
+    that take the most pixels.
+    """
+    if num_classes == 1:
+        masks = (label > 0)[:, :, None]
+        ids = jnp.zeros((label.shape[0], 1), jnp.int32)
+        exists = jnp.ones(ids.shape, bool)
+    else:
+        same = label[..., None] == jnp.arange(num_classes)
+        area = (same & frames[:, :, None, None, None]).sum((1, 2, 3))  # [b k]
+        area, ids = jax.lax.top_k(area, min(max_targets, num_classes))
+        exists = area > 0
+        masks = label[:, :, None] == ids[:, None, :, None, None]
+        masks &= exists[:, None, :, None, None]
+    visible = masks.any((-2, -1))
+    return {"masks": masks.astype(jnp.float32), "ids": ids, "exists": exists, "visible": visible}
+
+
+def match_queries(
+    masks: Float[Array, "b t q y x"],
+    classes: Float[Array, "b t q k1"],
+    targets: dict[str, Array],
+    frames: Bool[Array, "b t"],
+    class_cost: float,
+    dice_cost: float,
+) -> Int[Array, "b m"]:
+    """The query of each target: cost = -class probability and -Dice, means over labelled `frames`.
+
+    In a frame where a target is not visible its class is "no object". Carries no gradient.
+    """
+    masks, classes = jax.lax.stop_gradient((masks, classes))
+    truth = targets["masks"]
+    p = jax.nn.sigmoid(_resize(masks, truth.shape[-2:]))
+    overlap = jnp.einsum("btqhw,btmhw->btmq", p, truth)
+    area = p.sum((-2, -1))[:, :, None] + truth.sum((-2, -1))[..., None]
+    dice = (2.0 * overlap + 1.0) / (area + 1.0)
+
+    wanted = _classes_of(targets, classes.shape[-1])  # [b t m]
+    probabilities = jax.nn.softmax(classes).swapaxes(-2, -1)  # [b t k+1 q]
+    likely = jnp.take_along_axis(probabilities, wanted[..., None], axis=2)
+    cost = -class_cost * likely - dice_cost * dice  # [b t m q]
+    cost = losses.weighted_mean(cost, frames[..., None, None], axis=1)
+    # A target that does not exist takes whatever query is left over.
+    return losses.match(jnp.where(targets["exists"][..., None], cost, 0.0))
+
+
+def _classes_of(targets, num_logits):
+    """Class of each target in each frame; where it is not visible, "no object"."""
+    return jnp.where(targets["visible"], targets["ids"][:, None], num_logits - 1)
+
+
+def layer_losses(
+    masks: Float[Array, "b t q y x"],
+    classes: Float[Array, "b t q k1"],
+    targets: dict[str, Array],
+    frames: Bool[Array, "b t"],
+    no_object: float,
+    class_cost: float,
+    dice_cost: float,
+    double_sigmoid_bce: bool,
+) -> dict[str, Array]:
+    """The unweighted terms of one decoder layer, and "matched" i32[b m].
+
+    is_referred: cross-entropy of all queries, sum over queries, mean over frames; those without a
+      target weigh `no_object`.
+    dice, focal, bce: of the matched masks, resized to the label; mean over targets and frames. In
+      frames where the target is not visible the mask is to be empty.
+    """
+    matched = match_queries(masks, classes, targets, frames, class_cost, dice_cost)
+    exists = targets["exists"]
+    num_queries, num_logits = classes.shape[-2:]
+
+    assigned = jax.nn.one_hot(matched, num_queries, dtype=bool) & exists[..., None]  # [b m q]
+    difference = _classes_of(targets, num_logits) - (num_logits - 1)
+    wanted = num_logits - 1 + jnp.einsum("btm,bmq->btq", difference, assigned.astype(jnp.int32))
+    entropy = optax.softmax_cross_entropy_with_integer_labels(classes, wanted)
+    weight = jnp.where(assigned.any(1), 1.0, no_object)[:, None]  # [b 1 q]
+    terms = {"is_referred": losses.weighted_mean((entropy * weight).sum(-1), frames)}
+
+    chosen = jnp.take_along_axis(masks, matched[:, None, :, None, None], axis=2)
+    truth = targets["masks"]
+    logits = _resize(chosen, truth.shape[-2:])
+    counted = frames[..., None] & exists[:, None]
+    # Published: the sigmoid of the sigmoid, which stays between 0.5 and 0.73.
+    probability = jax.nn.sigmoid(logits) if double_sigmoid_bce else logits
+    terms |= {
+        "dice": losses.weighted_mean(losses.dice(logits, truth), counted),
+        "focal": losses.weighted_mean(losses.focal(logits, truth), counted),
+        "bce": losses.weighted_mean(losses.bce_with_logits(probability, truth), counted),
+    }
+    return terms | {"matched": matched}
+
+
+def loss(
+    outputs: dict[str, Array],
+    batch: dict[str, Array],
+    *,
+    is_referred_weight: float = 1.0,
+    dice_weight: float = 5.0,
+    focal_weight: float = 5.0,
+    bce_weight: float = 4.0,
+    tag_weight: float = 0.0,
+    semantic_weight: float = 0.0,
+    no_object: float = 0.1,
+    class_cost: float = 2.0,
+    dice_cost: float = 7.0,
+    double_sigmoid_bce: bool = True,
+    labelled_frames: int | None = None,
+    max_targets: int = 8,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The set criterion, summed over the decoder's layers, and the auxiliary heads' losses.
+
+    Args:
+      no_object: weight of queries without a target (MTTR: 0.1).
+      class_cost, dice_cost: the matcher's weights (7 is hard-coded in the published code).
+      double_sigmoid_bce: as published; False is the ordinary binary cross-entropy.
+      labelled_frames: that only the first so many frames have labels (S4: 1), which saves the work
+        on the others; None looks at all frames of `label_mask`.
+      max_targets: the most classes of a clip that are trained at a time (AVSS).
+
+    Returns:
+      Weighted sum; unweighted terms, of the last decoder layer, by name.
+    """
+    label, frames = batch["label"], batch["label_mask"] & batch["frame_mask"]
+    parts = auxiliary_losses(outputs, label, frames)
+    used = slice(labelled_frames)
+    label, frames = label[:, used], frames[:, used]
+    masks, classes = (outputs[name][:, :, used] for name in ("pred_masks", "pred_is_referred"))
+    targets = make_targets(label, frames, classes.shape[-1] - 1, max_targets)
+    criterion = partial(
+        layer_losses,
+        targets=targets,
+        frames=frames,
+        no_object=no_object,
+        class_cost=class_cost,
+        dice_cost=dice_cost,
+        double_sigmoid_bce=double_sigmoid_bce,
+    )
+    layers = [criterion(masks[i], classes[i]) for i in range(masks.shape[0])]
+    weights = {
+        "is_referred": is_referred_weight,
+        "dice": dice_weight,
+        "focal": focal_weight,
+        "bce": bce_weight,
+    }
+    total = sum(weights[name] * terms[name] for terms in layers for name in weights)
+    total += sum({"tags": tag_weight, "semantic": semantic_weight}[n] * v for n, v in parts.items())
+    return total, {name: layers[-1][name] for name in weights} | parts

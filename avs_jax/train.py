@@ -1,0 +1,246 @@
+"""Train a model: data in, checkpoints and numbers out. Read top to bottom.
+
+    python -m avs_jax.train --config configs/avesformer.py:subset=s4,backbone=resnet50 --workdir DIR
+
+Run it from the repository's root. What follows the colon are the config file's arguments (see its
+docstring); any field is set with --config.FIELD=VALUE. In WORKDIR: checkpoints/ (to go on from),
+best/ (by validation mIoU), metrics.jsonl, tensorboard/, config.json. The same command goes on
+where a stopped or killed run left off, bit for bit. SIGTERM saves a checkpoint and exits with 0.
+
+On several hosts start the same command on each with --distributed.
+"""
+
+import functools
+import signal
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from avs_jax import errors, optim, sharding, state
+from avs_jax.backbones import get_normalization
+from avs_jax.checkpoint import Checkpoints, build_model
+from avs_jax.convert import merge_init
+from avs_jax.data import open_split, pipeline
+from avs_jax.evaluators import build_evaluators
+from avs_jax.logs import Logs
+from avs_jax.models import get_loss
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file[:arguments]")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several hosts (jax.distributed)")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise errors.BadValueError(f"unknown argument {argv[1]!r}; see --help.")
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        raise errors.BadValueError("--config FILE[:arguments] and --workdir DIR are needed.")
+    train(_CONFIG.value, _WORKDIR.value)
+
+
+def train(config, workdir):
+    started = time.monotonic()
+
+    # ---------------------------------------------------------------- devices and folder
+    sharding.start_jax(_DISTRIBUTED.value)
+    mesh = sharding.make_mesh(config.fsdp)
+    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(config.batch_size // config.accumulate, mesh, "batch per part")
+    sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+    workdir = make_workdir(workdir)
+    logs = Logs(workdir)
+    checkpoints = Checkpoints(workdir, config, keep=config.keep_checkpoints, say=logs.say)
+    logs.say(f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
+
+    # ---------------------------------------------------------------- data
+    shard = (jax.process_index(), jax.process_count())
+    source = open_split(config.data.name, config.data.subset, "train", config.data.data_dir)
+    steps = config.steps or max(config.epochs * len(source) // config.batch_size, 1)
+    batches = pipeline.train_batches(
+        source,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        size=config.data.size,
+        seconds=config.data.seconds,
+        augment=config.data.augment.to_dict(),
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+        shard=shard,
+    )
+    clips = sharding.batch_sharding(mesh)
+
+    # ---------------------------------------------------------------- model and state
+    model = build_model(config)
+    shapes = state.init_shapes(model, config.data.seconds, config.data.size)
+    settings = config.optimizer.to_dict()
+    schedule = optim.make_schedule(
+        settings.pop("learning_rate"),
+        steps,
+        warmup_steps=settings.pop("warmup_steps"),
+        decay=settings.pop("decay"),
+    )
+    optimizer = optim.make_optimizer(shapes["params"], schedule, **settings)
+    train_state, shardings = state.create_state(
+        model,
+        optimizer,
+        mesh,
+        seconds=config.data.seconds,
+        size=config.data.size,
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+    )
+    logs.say(f"{config.model.name}: {state.count_params(train_state.params):,} parameters")
+
+    # ---------------------------------------------------------------- restore, or start from
+    # weights
+    restored = checkpoints.restore(train_state, batches)
+    if restored is not None:
+        train_state = restored
+        logs.say(f"going on at step {int(train_state.step)} of {steps}")
+    else:
+        given = {name: path for name, path in config.init_from.items() if path}
+        if given:
+            variables, report = merge_init(
+                {"params": train_state.params, "batch_stats": train_state.batch_stats}, given
+            )
+            train_state = train_state.with_variables(variables)
+            for line in report:
+                logs.say(line)
+    logs.rewind(int(train_state.step))
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+
+    # ---------------------------------------------------------------- steps, compiled ahead
+    normalization = get_normalization(config.model.backbone)
+    model_loss = functools.partial(get_loss(config.model.name), **config.loss.to_dict())
+    size_schedule = config.size_schedule or ((0, config.data.size),)
+    shapes = state.batch_shapes(config.batch_size, config.data.seconds, config.data.size, clips)
+    compiled = {}
+    for first, size in size_schedule:
+        step_fn = state.make_train_step(
+            model,
+            model_loss,
+            optimizer,
+            mesh,
+            normalization=normalization,
+            size=size,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay,
+        )
+        names = jax.eval_shape(step_fn, train_state, shapes)[1].keys()
+        totals = state.empty_totals(names, mesh)
+        began = time.monotonic()
+        counted = jax.jit(
+            state.count_steps(step_fn),
+            donate_argnums=(0, 1),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+        )
+        compiled[first] = counted.lower(train_state, totals, shapes).compile()
+        logs.say(f"train step for {size} x {size} compiled in {time.monotonic() - began:.1f} s")
+
+    # ---------------------------------------------------------------- evaluation
+    forward = state.make_forward(model, normalization=normalization, size=config.data.size)
+    held_out = open_split(
+        config.data.name, config.data.subset, config.eval.split, config.data.data_dir
+    )
+    evaluators = build_evaluators(config, forward, held_out, clips)
+
+    # ---------------------------------------------------------------- loop
+    stop = threading.Event()
+    if not _DISTRIBUTED.value:  # else jax.distributed has its own handler
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    start = int(train_state.step)
+    seconds_before = logs.last("train/seconds", 0.0)
+    recent_ids = deque(maxlen=config.log_every)
+    loop_began = time.monotonic()
+    logs.say(f"ready after {loop_began - started:.1f} s; steps {start + 1} to {steps}")
+    bar = tqdm(total=steps, initial=start, unit="step", disable=not logs.main, dynamic_ncols=True)
+    log_began, log_step = loop_began, start
+    for step in range(start + 1, steps + 1):
+        batch, ids = pipeline.to_device(next(batches), clips, names=shapes)
+        recent_ids.append((step, ids))
+        run_step = compiled[max(first for first in compiled if first < step)]
+        train_state, totals = run_step(train_state, totals, batch)
+        bar.update()
+
+        last = step == steps
+        evaluate = last or step % config.eval.every == 0
+        save = last or step % config.checkpoint_every == 0
+        stopping = stop.is_set() or checkpoints.reached_preemption(step)
+        if step % config.log_every == 0 or evaluate or save or stopping:
+            numbers = jax.device_get(totals)
+            check_finite(numbers["bad_step"], recent_ids, checkpoints)
+            now = time.monotonic()
+            scalars = {f"train/{k}": v / numbers["count"] for k, v in numbers["sums"].items()}
+            scalars["train/learning_rate"] = schedule(step - 1)
+            scalars["train/clips_per_second"] = (
+                (step - log_step) * config.batch_size / (now - log_began)
+            )
+            scalars["train/seconds"] = seconds_before + now - loop_began
+            logs.write(step, scalars)
+            bar.set_postfix_str(
+                f"loss {scalars['train/loss']:.4f}, {scalars['train/clips_per_second']:.1f} clips/s"
+            )
+            totals = state.empty_totals(numbers["sums"], mesh)
+        if evaluate:
+            scores = {}
+            for evaluator in evaluators:
+                scores |= dict(evaluator.run(train_state.variables()))
+            logs.write(step, scores)
+            logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+            name = f"{config.eval.split}/miou"
+            checkpoints.save_if_best(train_state, name, float(scores[name]))
+        if save or stopping:
+            checkpoints.save(train_state, batches)
+        if step % config.log_every == 0 or evaluate or save:
+            log_began, log_step = time.monotonic(), step
+        if stopping:
+            logs.say(f"SIGTERM: saved step {step}; the same command goes on from there")
+            break
+    bar.close()
+    checkpoints.close()
+    logs.close()
+
+
+def make_workdir(workdir: str) -> Path:
+    """Creates the folder, and writes to it once, so that a full run is not lost at its end."""
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable_{jax.process_index()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise errors.BadValueError(
+            f"--workdir {path} is not writable ({error.strerror}); name a folder that is."
+        ) from error
+    return path
+
+
+def check_finite(bad_step: int, recent_ids, checkpoints: Checkpoints) -> None:
+    """Stops a run whose loss or gradient is no number any more.
+
+    Raises:
+      BadValueError: with the step, the clips of its batch, and the last checkpoint before it.
+    """
+    if bad_step < 0:
+        return
+    ids = next((ids for step, ids in recent_ids if step == bad_step), ())
+    checkpoints.wait()
+    saved = checkpoints.latest_step()
+    last = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
+    raise errors.BadValueError(
+        f"loss or gradient is NaN or infinite at step {bad_step}; its clips: {', '.join(ids)}; "
+        f"{last}. Lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm."
+    )
+
+
+if __name__ == "__main__":
+    errors.run_program(app.run, main)

@@ -1,0 +1,139 @@
+"""What all configs share: every field that the programs read, with its default, and arguments.
+
+    --config configs/avesformer.py:subset=ms3,backbone=resnet50 --config.batch_size=16
+
+What follows the colon is parsed by `parse_arguments`; any field can be overridden by a flag.
+Configs are locked: a field that does not exist is an error that lists those that do.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from avs_jax import errors
+
+SUBSETS = ("s4", "ms3", "avss")
+DATASETS = ("avsbench", "sounding_shapes")
+
+
+def parse_arguments(text: str | None, **defaults) -> ml_collections.ConfigDict:
+    """ "subset=ms3,corrected=true" -> values by name, each of its default's type.
+
+    A default that is a tuple lists what is allowed, the first being the default.
+
+    Raises:
+      UnknownNameError: a name or value that is not allowed, with those that are.
+      BadValueError: not of the form name=value, or of another type.
+    """
+    values = {name: d[0] if isinstance(d, tuple) else d for name, d in defaults.items()}
+    for part in filter(None, (text or "").split(",")):
+        name, equals, value = (x.strip() for x in part.partition("="))
+        if not equals:
+            raise errors.BadValueError(
+                f"config argument {part!r} is not of the form name=value; e.g. "
+                + ",".join(f"{n}={v}" for n, v in values.items())
+            )
+        if name not in defaults:
+            raise errors.unknown_name("config argument", name, defaults)
+        values[name] = _parse(name, value, defaults[name])
+    return ml_collections.ConfigDict(values)
+
+
+def _parse(name: str, value: str, default):
+    if isinstance(default, tuple):
+        if value not in default:
+            raise errors.unknown_name(name, value, default)
+        return value
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false"):
+            raise errors.BadValueError(f"config argument {name}={value!r}: wanted true or false.")
+        return value.lower() == "true"
+    try:
+        return type(default)(value)
+    except ValueError as error:
+        wanted = type(default).__name__
+        raise errors.BadValueError(
+            f"config argument {name}={value!r} is not of type {wanted}."
+        ) from error
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """All fields. A config file fills in what its paper says."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    # get_model's arguments; fields of the model's module may be added.
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "avesformer"
+    config.model.backbone = "resnet50"
+    config.model.audio_backbone = "vggish"
+    config.model.num_classes = 1
+    config.model.dtype = "float32"  # "bfloat16": compute only; parameters and losses stay float32
+    config.model.remat = False
+
+    # Keyword arguments of the model's loss.
+    config.loss = ml_collections.ConfigDict()
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "avsbench"
+    config.data.subset = "s4"
+    config.data.data_dir = "data"
+    config.data.size = 224
+    config.data.seconds = 5  # frames of a clip
+    config.data.frame_offset = 15 / 16  # where in its second a frame is taken; AVSBench's sampling
+    config.data.alignment = "paper"  # log-mel windows: 0.96 s in a row; "second": one per second
+    config.data.num_threads = 2
+    config.data.num_workers = 0  # reader processes; 0 is fastest on few cores
+    config.data.augment = ml_collections.ConfigDict()
+    config.data.augment.flip = False
+    config.data.augment.scale = (1.0, 1.0)  # of the frame before a random crop
+    config.data.augment.color = 0.0  # strength of brightness, contrast and saturation jitter
+    config.data.augment.gain_db = (0.0, 0.0)  # of the sound
+
+    config.batch_size = 8  # clips a step, over all devices
+    config.epochs = 30  # passes over the training split, unless `steps` is set
+    config.steps = placeholder(int)
+    config.accumulate = 1  # parts a batch is worked through in
+    config.size_schedule = ()  # ((first step, size), ...): smaller frames first; () = data.size
+    config.fsdp = 1  # devices that share each parameter
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay = "constant"  # or "cosine", "poly"
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = placeholder(float)
+    config.optimizer.rate_rules = ()  # ((regex, factor), ...), see avs_jax/optim.py
+    config.optimizer.decay_rules = ()
+    config.optimizer.freeze = ()  # regexes
+    config.ema_decay = placeholder(float)
+
+    # Converted weights to start from: {"backbone": DIR, "audio_backbone": DIR}.
+    config.init_from = ml_collections.ConfigDict({"backbone": "", "audio_backbone": ""})
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.batch_size = 8
+    config.eval.split = "validation"
+    config.eval.every = 500  # steps
+    config.eval.sounds = ("own",)  # and "mute", "swap"
+    config.eval.oracle = False  # the deaf model with perfect masks, where objects are known
+
+    config.log_every = 20
+    config.checkpoint_every = 500
+    config.keep_checkpoints = 2
+    return config
+
+
+def fill_subset(config: ml_collections.ConfigDict, data: str, subset: str) -> None:
+    """What follows from the data set and its subset alone."""
+    config.data.name = data
+    config.data.subset = subset
+    if subset == "avss":
+        config.model.num_classes = 71 if data == "avsbench" else 11  # with background
+        config.data.seconds = 10
+    if data == "sounding_shapes":
+        config.data.size = 96
+        config.data.frame_offset = 0.5
