@@ -17,23 +17,28 @@ about 0.60 mIoU on the test split of `ms3`, predicting nothing 0.17 to 0.19.
 The builder is a TFDS one that writes ArrayRecord; TensorFlow is neither needed nor imported.
 """
 
+import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import io
 import multiprocessing
 import os
 import pathlib
+import time
 import typing
 from collections.abc import Iterator
 
+import av
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
+from absl import logging
 
 from avs_jax import errors
-from avs_jax.data import scenes
+from avs_jax.data import scenes, timbres
 
 NAME = "sounding_shapes"
 SIZE = 96
@@ -178,6 +183,19 @@ def _spell(settings: dict) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
+@contextlib.contextmanager
+def _quiet_tfds():
+    """Keeps TFDS from talking of downloads of unknown size; our progress bar knows the totals."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def build(
     data_dir: str | os.PathLike,
     subset: str = "ms3",
@@ -193,15 +211,118 @@ def build(
         size, number of clips or seed, or cannot be written.
     """
     config = make_config(subset, size, clips, seed)
-    tfds.disable_progress_bar()  # ours tells more: it knows the totals
     try:
-        builder = SoundingShapes(
-            config=config, data_dir=os.fspath(data_dir), file_format="array_record"
-        )
-        if pathlib.Path(builder.data_path).exists():
-            _check_same(builder)
-        else:
-            builder.download_and_prepare()
+        with _quiet_tfds():
+            builder = SoundingShapes(
+                config=config, data_dir=os.fspath(data_dir), file_format="array_record"
+            )
+            if pathlib.Path(builder.data_path).exists():
+                _check_same(builder)
+            else:
+                builder.download_and_prepare()
     except PermissionError as error:
         raise errors.BadValueError(f"cannot write {data_dir}: {error.strerror}.") from None
     return os.fspath(builder.data_path)
+
+
+def write_mp4(
+    plan: scenes.Plan, path: str | os.PathLike, fps: int = 8, size: int = 2 * SIZE
+) -> None:
+    """Writes a clip as a video (H.264, AAC) of `fps` frames a second, with its sound.
+
+    Frame j shows the scene at j / fps: with an even `fps`, the frame at k + 0.5 s is the data
+    set's frame k.
+
+    Args:
+      plan: see `scenes.plan_clip`; the clip of a data set is that of the same subset, split,
+      index, seed. path: of the file, overwritten. fps: frames a second. size: side of the
+      pictures, even.
+
+    Raises:
+      BadValueError: odd size, or the file cannot be written.
+    """
+    if size % 2 or fps < 1:
+        raise errors.BadValueError(f"size={size}, fps={fps}: wanted an even size and fps >= 1.")
+    scene = scenes.Scene(plan, size)
+    try:
+        container = av.open(os.fspath(path), "w", format="mp4")
+    except OSError as error:
+        raise errors.BadValueError(f"cannot write {path}: {error.strerror}.") from None
+    with container:
+        video = container.add_stream("libx264", rate=fps, options={"crf": "14"})
+        video.width, video.height, video.pix_fmt = size, size, "yuv420p"
+        sound = container.add_stream("aac", rate=timbres.SAMPLE_RATE, layout="mono")
+        sound.bit_rate = 96_000
+        for j in range(plan.seconds * fps):
+            frame = av.VideoFrame.from_ndarray(scene.show(j / fps)[0], format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        samples = av.AudioFrame.from_ndarray(scenes.record(plan)[None], "fltp", "mono")
+        samples.sample_rate = timbres.SAMPLE_RATE
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode(None))
+
+
+def _write_mp4s(folder: str, subset: str, split: str, count: int, seed: int, fps: int) -> None:
+    os.makedirs(folder, exist_ok=True)
+    for index in tqdm.tqdm(range(count), "mp4", unit="clip"):
+        path = os.path.join(folder, f"{subset}_{split}_{index:06d}.mp4")
+        write_mp4(scenes.plan_clip(subset, split, index, seed), path, fps)
+    print(f"{count} clips with sound: {folder}")
+
+
+def _write_preview(path: str, subset: str, split: str, count: int, seed: int) -> None:
+    from avs_jax.data import preview
+
+    sheet = preview.draw_sheet([scenes.plan_clip(subset, split, i, seed) for i in range(count)])
+    if not cv2.imwrite(path, sheet[..., ::-1]):
+        raise errors.BadValueError(f"cannot write {path}: wanted a picture file such as sheet.png.")
+    print(f"preview: {path}")
+
+
+def _parse_clips(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and does what it says; raises errors.InputError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m avs_jax.data.synthetic",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--subset", default="ms3", help="s4, ms3 or avss (default: ms3)")
+    parser.add_argument("--data_dir", help="build the subset here; reuses what is there")
+    parser.add_argument("--size", type=int, default=SIZE, help=f"pixels (default: {SIZE})")
+    parser.add_argument(
+        "--clips",
+        type=_parse_clips,
+        metavar="TRAIN,VALIDATION,TEST",
+        help="number of clips (default: 3000,60,220 for ms3, else 1000,60,120)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
+    parser.add_argument("--mp4", metavar="DIR", help="write clips as videos with sound")
+    parser.add_argument("--preview", metavar="FILE", help="write a contact sheet of clips")
+    parser.add_argument("--split", default="test", help="of --mp4 and --preview (default: test)")
+    parser.add_argument("--count", type=int, default=4, help="clips of these (default: 4)")
+    parser.add_argument("--fps", type=int, default=8, help="frames a second of --mp4 (default: 8)")
+    args = parser.parse_args(arguments)
+    if not (args.data_dir or args.mp4 or args.preview):
+        parser.error("nothing to do: give --data_dir, --mp4 or --preview")
+    make_config(args.subset, args.size, args.clips, args.seed)
+    if args.data_dir:
+        start = time.monotonic()
+        folder = build(args.data_dir, args.subset, args.size, args.clips, args.seed)
+        info = tfds.builder_from_directory(folder).info
+        counts = ", ".join(f"{info.splits[split].num_examples} {split}" for split in scenes.SPLITS)
+        megabytes = sum(path.stat().st_size for path in pathlib.Path(folder).iterdir()) / 1e6
+        print(f"{folder}: {counts} clips of {args.size} px, {megabytes:.0f} MB", end=", ")
+        print(f"ready after {time.monotonic() - start:.1f} s")
+    if args.mp4:
+        _write_mp4s(args.mp4, args.subset, args.split, args.count, args.seed, args.fps)
+    if args.preview:
+        _write_preview(args.preview, args.subset, args.split, args.count, args.seed)
+
+
+if __name__ == "__main__":
+    errors.run_program(main)

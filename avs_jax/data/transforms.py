@@ -154,7 +154,7 @@ class Flip(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class ColourJitter(grain.transforms.RandomMap):
-    """Brightness, contrast and saturation of the whole clip, each times a factor from 1 - x to 1 + x.
+    """Brightness, contrast and saturation of a whole clip, each times a factor 1 - x to 1 + x.
 
     The three are linear in the colour, so that one 3x3 matrix and an offset do all of them at once.
     Contrast turns about the clip's mean grey, saturation about each pixel's own.
