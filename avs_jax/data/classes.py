@@ -1,7 +1,8 @@
 """The 71 classes of AVSBench-semantic: names, ids and palette colours.
 
-An id is the class' value in the released `label2idx.json` minus one: background 0 ... woman 70. A label
-picture of the release carries either the ids (`labels_semantic`) or the palette colours (`labels_rgb`).
+An id is the class' value in the released `label2idx.json` minus one: background 0 ... woman 70. A
+label picture of the release carries either the ids (`labels_semantic`) or the palette colours
+(`labels_rgb`).
 """
 
 import numpy as np
@@ -9,14 +10,15 @@ import numpy as np
 from avs_jax import errors
 from avs_jax.types import UInt8
 
-CLASS_NAMES = tuple(
-    """background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet
-    clipper clock dog donkey drum duck elephant emergency-car erhu flute frying-food girl goose guitar
-    gun guzheng hair-dryer handpan harmonica harp helicopter hen horse keyboard leopard lion man
-    marimba missile-rocket motorcycle mower parrot piano pig pipa saw saxophone sheep sitar sorna
-    squirrel tabla tank tiger tractor train trombone truck trumpet tuba ukulele utv vacuum-cleaner
-    violin wolf woman""".split()
-)
+_NAMES = """
+    background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello
+    clarinet clipper clock dog donkey drum duck elephant emergency-car erhu flute frying-food
+    girl goose guitar gun guzheng hair-dryer handpan harmonica harp helicopter hen horse
+    keyboard leopard lion man marimba missile-rocket motorcycle mower parrot piano pig pipa
+    saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck
+    trumpet tuba ukulele utv vacuum-cleaner violin wolf woman
+"""
+CLASS_NAMES = tuple(_NAMES.split())
 NUM_CLASSES = len(CLASS_NAMES)  # 71
 
 # In the `a_obj` column beside the class names: what is heard but not seen, and one misspelling.
@@ -38,7 +40,8 @@ def class_id(name: str) -> int:
 def sources(category: str) -> tuple[str, ...]:
     """The class names of a clip's `a_obj` column, e.g. "girl_guitar" -> ("girl", "guitar").
 
-    Sounds off the screen and "background" are not sources, and words that are no class are left out.
+    Sounds off the screen and "background" are not sources, and words that are no class
+    are left out.
     """
     names = (_SPELLINGS.get(name, name) for name in category.split("_"))
     return tuple(name for name in names if name in CLASS_NAMES[1:])

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Builds a data set from a download of AVSBench, by all cores of this machine.
+#
+#   launch/build_data.sh s4|ms3|avss SOURCE DEST [--skip-broken] [--rebuild_from semantic]
+#
+# SOURCE: where the release was unpacked (what is in it: python -m avs_jax.data.check SOURCE).
+# DEST: what training calls data_dir; the data set becomes DEST/avsbench/s4 (ms3, avss).
+# Run it again after an interruption: it goes on where it stopped. To train from a bucket, build in a
+# local folder and copy the result: gcloud storage cp -r DEST/avsbench gs://BUCKET/data/
+set -euo pipefail
+
+if [[ $# -lt 3 || $1 == -* ]]; then
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+subset=$1 source=$2 dest=$3
+shift 3
+# A folder's name may begin with "-" like those of AVSBench's clips; "./-x" is not taken for a flag.
+[[ $source == -* ]] && source=./$source
+[[ $dest == -* ]] && dest=./$dest
+
+root=$(cd -- "$(dirname -- "$0")/.." && pwd) # so that it also runs from a clone that is not installed
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python3}" -m avs_jax.data.avsbench "$subset" "$source" "$dest" "$@"
