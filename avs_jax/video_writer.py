@@ -49,6 +49,9 @@ class OverlayWriter:
         self._stack = contextlib.ExitStack()
         try:
             self._start(copy_sound=True)
+        except OSError as error:
+            self._discard()
+            raise self._cannot_write(error) from error
         except (av.FFmpegError, ValueError):
             self._discard()  # some containers refuse a codec only when the header is written
             self._stack = contextlib.ExitStack()
@@ -108,7 +111,7 @@ class OverlayWriter:
             start = float((track.start_time or 0) * track.time_base)
             self._lead = max(0.0, self._info.start - start)
             shift = self._lead - self._info.start
-            if copy_sound and (not movie or track.codec_context.name in _MP4_SOUND):
+            if copy_sound and (not movie or track.codec_context.codec.canonical_name in _MP4_SOUND):
                 copy = self._output.add_stream_from_template(track)
                 self._packets, self.sound = _copy_packets(source, track, copy, shift), "copied"
             else:
@@ -144,7 +147,7 @@ class OverlayWriter:
         rates = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
         rate = old.sample_rate if old.sample_rate in rates else 48000
         encoder = self._output.add_stream("aac", rate=rate)
-        encoder.codec_context.layout = old.layout.name if old.layout.nb_channels <= 2 else "stereo"
+        encoder.codec_context.layout = "mono" if old.layout.nb_channels == 1 else "stereo"
         encoder.codec_context.bit_rate = 96_000 * encoder.codec_context.layout.nb_channels
         return encoder
 

@@ -6,12 +6,12 @@ from fractions import Fraction
 import av
 import numpy as np
 
-GREY_STEP = 4
+GREY_STEP = 5
 
 
 def grey(index: int, size: tuple[int, int]) -> np.ndarray:
-    """A flat picture [h w 3]; its brightness tells `grey_index` which one it was (up to 50)."""
-    return np.full((size[1], size[0], 3), 24 + GREY_STEP * index, np.uint8)
+    """A flat picture [h w 3]; its brightness tells `grey_index` which one it was (of 45)."""
+    return np.full((size[1], size[0], 3), 24 + GREY_STEP * (index % 45), np.uint8)
 
 
 def grey_index(rgb: np.ndarray) -> int:

@@ -410,9 +410,7 @@ def test_frames_are_resized(tmp_path, size):
 
 def test_memory_does_not_grow_with_the_length(tmp_path):
     def peak(seconds):
-        path = film.write_film(
-            tmp_path / f"{seconds}.mkv", seconds=seconds, picture=film.quadrants, size=(64, 64)
-        )
+        path = film.write_film(tmp_path / f"{seconds}.mkv", seconds=seconds, fps=2, size=(64, 64))
         info = video.probe(path)
         tracemalloc.start()
         count = sum(1 for _ in video.read_clips(info, seconds=2, frame_offset=0.5, fps=2))
