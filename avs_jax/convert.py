@@ -1,0 +1,388 @@
+r"""Converts published PyTorch weights to this library's, and back.
+
+    python -m avs_jax.convert resnet50 resnet50-0676ba61.pth --output weights/resnet50
+    python -m avs_jax.convert vggish vggish-10086976.pth --output weights/vggish
+    python -m avs_jax.convert pcmanet PCMANet_S4.pth --audio-backbone vggish-10086976.pth \
+        --field backbone=resnet50 --output weights/pcmanet
+    python -m avs_jax.convert resnet50 weights/resnet50 --to-torch --output resnet50.safetensors
+
+Training starts from converted weights with `--config.init_from.backbone=weights/resnet50` and
+`--config.init_from.audio_backbone=weights/vggish`.
+
+Strict: every entry of the file must have its place, every parameter its entry, every shape must
+fit; what is left out is named in the tables (`avs_jax/convert_tables.py`). PyTorch is needed to
+read its files and for nothing else (`pip install "avs_jax[convert]"`). A file that would run code
+is refused.
+"""
+
+import argparse
+import ast
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from avs_jax import errors
+from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES, get_backbone
+from avs_jax.convert_tables import (
+    TABLES,
+    Table,
+    fill_template,
+    placeholder_patterns,
+    template_regex,
+)
+from avs_jax.models import get_model
+from avs_jax.types import PyTree
+from avs_jax.weights import (
+    ConversionError,
+    flatten,
+    list_names,
+    load_converted,
+    merge_init,
+    save_converted,
+    unflatten,
+)
+
+__all__ = [
+    "ConversionError",
+    "from_torch",
+    "load_converted",
+    "merge_init",
+    "read_torch_file",
+    "save_converted",
+    "target_shapes",
+    "to_torch",
+]
+
+# ---------------------------------------------------------------- the mapping
+
+
+def target_shapes(network: str, **fields) -> dict[str, jax.ShapeDtypeStruct]:
+    """{"params/conv1/kernel": shape, ...} of a backbone or model, without computing anything.
+
+    Raises:
+      UnknownNameError: for a network without a table, or a field it does not have.
+    """
+    if network not in TABLES:
+        raise errors.unknown_name("network to convert", network, TABLES)
+    picture, sound = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 96, 64))
+    if network in BACKBONES:
+        module = get_backbone(network, **fields)
+        inputs = [picture if network in PICTURE_BACKBONES else sound]
+    else:
+        module = get_model(network, **fields)
+        inputs = [jnp.zeros((1, 5, 224, 224, 3)), jnp.zeros((1, 5, 96, 64)), None]
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+    return traverse_util.flatten_dict(shapes, sep="/")
+
+
+def _strip(names: Iterable[str]) -> dict[str, str]:
+    """{name without the wrappers' prefixes: name}: DataParallel's and torch.compile's."""
+    short = {name: name for name in names}
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if short and all(name.startswith(prefix) for name in short):
+            short = {name.removeprefix(prefix): whole for name, whole in short.items()}
+    return short
+
+
+def _place(table: Table, names: Iterable[str]) -> tuple[dict[str, list], list[str]]:
+    """{name: [(paths, transform), ...]} of every entry, and the names that `ignore` has."""
+    rules = [(template_regex(rule.source), rule) for rule in table.rules]
+    ignore = [re.compile(pattern) for pattern in table.ignore]
+    placed, ignored = {}, []
+    for name in names:
+        if any(pattern.fullmatch(name) for pattern in ignore):
+            ignored.append(name)
+            continue
+        placed[name] = []
+        for regex, rule in rules:
+            if match := regex.fullmatch(name):
+                paths = tuple(fill_template(path, match.groupdict()) for path in rule.paths)
+                placed[name].append((paths, rule.transform))
+    return placed, ignored
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    """A torch tensor, numpy array or number -> numpy array; floats of any width become float32."""
+    if hasattr(value, "detach"):  # a torch tensor; numpy has no bfloat16
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    value = np.asarray(value)
+    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def _convert(
+    table: Table, shapes: Mapping[str, jax.ShapeDtypeStruct], state_dict: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], list[str], dict[str, list[str]]]:
+    """-> flat variables, names ignored, problems by kind (empty where all is well)."""
+    short = _strip(state_dict)
+    placed, ignored = _place(table, short)
+    problems = {"unknown entries": [], "missing": [], "wrong shapes": [], "double matches": []}
+    flat, origin = {}, {}
+    for name, places in placed.items():
+        if len(places) != 1:
+            kind = "double matches" if places else "unknown entries"
+            problems[kind].append(name)
+            continue
+        (paths, transform), value = places[0], _to_numpy(state_dict[short[name]])
+        pieces = [value] if len(paths) == 1 else None
+        if value.ndim and value.shape[0] % len(paths) == 0:
+            pieces = np.split(value, len(paths))
+        for i, path in enumerate(paths):
+            if path not in shapes:
+                problems["unknown entries"].append(name)
+                continue
+            if path in origin:
+                problems["double matches"].append(f"{origin[path]} and {name}")
+                continue
+            origin[path] = name
+            try:
+                array = transform.forward(pieces[i])
+            except (ValueError, TypeError):  # of another rank, or not divisible
+                array = None
+            wanted = shapes[path]
+            if array is None or array.shape != wanted.shape:
+                problems["wrong shapes"].append(
+                    f"{name} {list(value.shape)} for {path} {list(wanted.shape)}"
+                )
+            else:
+                flat[path] = np.ascontiguousarray(array, wanted.dtype)
+    problems["missing"] = [path for path in shapes if path not in origin]
+    return flat, ignored, {kind: found for kind, found in problems.items() if found}
+
+
+def _looks_like(state_dict: Mapping[str, Any]) -> str | None:
+    """The network whose table takes the most of this file, if it takes most of it."""
+    best, most = None, 0.0
+    for network, make_table in TABLES.items():
+        placed, _ = _place(make_table(), _strip(state_dict))
+        if sum(bool(places) for places in placed.values()) < 0.8 * max(1, len(placed)):
+            continue
+        flat, _, problems = _convert(make_table(), target_shapes(network), state_dict)
+        fits = len(flat) / (len(flat) + sum(map(len, problems.values())))
+        if fits > most:
+            best, most = network, fits
+    return best if most > 0.5 else None
+
+
+def from_torch(
+    network: str, state_dict: Mapping[str, Any], *, what: str = "this state_dict", **fields
+) -> dict[str, PyTree]:
+    """A PyTorch `state_dict` -> {"params", "batch_stats"} of float32 numpy arrays.
+
+    Args:
+      network: a key of TABLES: a backbone or a model.
+      state_dict: name -> array in PyTorch's layout (numpy or torch, floats of any width). For a
+        model, VGGish's entries carry the prefix `audio_backbone.`. A `module.` prefix that all
+        entries have is dropped.
+      what: how error messages call the state_dict, e.g. the file's name.
+      **fields: of the backbone or of the model (backbone=..., num_classes=..., ...).
+
+    Raises:
+      UnknownNameError: for an unknown network or field.
+      ConversionError: all entries without a place, parameters without an entry, wrong shapes and
+        double matches, together.
+    """
+    shapes = target_shapes(network, **fields)
+    flat, _, problems = _convert(TABLES[network](**fields), shapes, state_dict)
+    if problems:
+        looks = _looks_like(state_dict)
+        hint = f" (it looks like {looks})" if looks and looks != network else ""
+        found = "; ".join(
+            f"{len(names)} {kind}: {list_names(names)}" for kind, names in problems.items()
+        )
+        raise ConversionError(f"{what} does not fit {network}{hint}: {found}.", problems)
+    return unflatten(flat)
+
+
+def to_torch(network: str, variables: Mapping[str, PyTree], **fields) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`: {name: array in PyTorch's layout}, exact to the bit.
+
+    Entries that `from_torch` ignores (classifiers, counters, dead branches) do not come back.
+
+    Raises:
+      ConversionError: where a parameter has no name in the network's table.
+    """
+    shapes = target_shapes(network, **fields)
+    flat = flatten(variables)
+    rules = []
+    for rule in TABLES[network](**fields).rules:
+        patterns = placeholder_patterns(rule.source)
+        rules.append((rule, template_regex(rule.paths[0], patterns)))
+    state_dict, done = {}, set()
+    missing = [path for path in shapes if path not in flat]
+    for path in [] if missing else shapes:
+        for rule, regex in rules:
+            if match := regex.fullmatch(path):
+                values = match.groupdict()
+                paths = [fill_template(other, values) for other in rule.paths]
+                parts = [rule.transform.backward(np.asarray(flat[p])) for p in paths]
+                whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+                state_dict[fill_template(rule.source, values)] = np.ascontiguousarray(whole)
+                done.update(paths)
+                break
+    unknown = [path for path in flat if path not in (shapes if missing else done)]
+    problems = {"missing": missing, "unknown entries": unknown}
+    problems = {kind: names for kind, names in problems.items() if names}
+    if problems:
+        found = "; ".join(
+            f"{len(names)} {kind}: {list_names(names)}" for kind, names in problems.items()
+        )
+        raise ConversionError(f"these variables do not fit {network}: {found}.", problems)
+    return state_dict
+
+
+# ---------------------------------------------------------------- PyTorch's files
+
+
+def _unwrap(content: Any) -> Any:
+    """A checkpoint that wraps its state_dict, as training scripts write them -> the state_dict."""
+    while isinstance(content, Mapping):
+        inner = [
+            content[key] for key in ("state_dict", "model", "model_state_dict") if key in content
+        ]
+        if not inner or not isinstance(inner[0], Mapping):
+            break
+        content = inner[0]
+    return content
+
+
+def read_torch_file(path: str) -> dict[str, np.ndarray]:
+    """A `.pth`, `.pt` or `.safetensors` file -> {name: array}, floats as float32.
+
+    Wrapped checkpoints are unwrapped. Nothing but tensors and plain containers is unpickled.
+
+    Raises:
+      NotFoundError: no such file.
+      BadValueError: a directory; a truncated or damaged file; one whose pickle would run code; one
+        that holds no tensors; PyTorch not installed.
+    """
+    path = epath.Path(path).expanduser()
+    if path.is_dir():
+        raise errors.BadValueError(
+            f"{path} is a directory; give the .pth, .pt or .safetensors file."
+        )
+    if not path.exists():
+        raise errors.NotFoundError(f"no file {path}; give a .pth, .pt or .safetensors file.")
+    try:
+        import safetensors.torch
+        import torch
+    except ImportError as error:
+        raise errors.BadValueError(
+            f"reading {path.name} needs PyTorch ({error}); pip install 'avs_jax[convert]'."
+        ) from error
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # RuntimeError, EOFError, UnpicklingError, SafetensorError, ...
+        text = str(error)
+        if "Unsupported" in text or "GLOBAL" in text:
+            culprit = re.search(r"GLOBAL (\S+)|function '?([\w.]+)|class:? '?([\w.]+)", text)
+            name = f" ({next(filter(None, culprit.groups()))})" if culprit else ""
+            raise errors.BadValueError(
+                f"{path} holds Python objects{name}, not tensors only, and opening it could run "
+                "code: refused; ask its author for a state_dict or a .safetensors file."
+            ) from error
+        raise errors.BadValueError(
+            f"{path} cannot be read: truncated, damaged or not a PyTorch file "
+            f"({path.stat().length} bytes); download it again and compare its size."
+        ) from error
+    content = _unwrap(content)
+    if not isinstance(content, Mapping) or not content:
+        raise errors.BadValueError(f"{path} holds a {type(content).__name__}, not a state_dict.")
+    odd = [f"{name} ({type(x).__name__})" for name, x in content.items() if not hasattr(x, "shape")]
+    if odd:
+        raise errors.BadValueError(
+            f"{path} holds more than a state_dict: {list_names(odd)}; extract the state_dict first."
+        )
+    return {name: _to_numpy(value) for name, value in content.items()}
+
+
+def _sha256(path: str) -> str:
+    with epath.Path(path).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- the program
+
+
+def _parse_field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise errors.BadValueError(f"--field takes NAME=VALUE, not {text!r}.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", metavar="NETWORK", help=", ".join(TABLES))
+    parser.add_argument(
+        "file", metavar="FILE", help="PyTorch file; with --to-torch: folder to read"
+    )
+    parser.add_argument("--output", required=True, help="folder to write; with --to-torch: file")
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="field of the network, repeatable: backbone=pvt_v2_b5, num_classes=71",
+    )
+    parser.add_argument("--audio-backbone", metavar="FILE", help="VGGish's file, for a whole model")
+    parser.add_argument(
+        "--to-torch", action="store_true", help="write a converted folder back as .safetensors"
+    )
+    args = parser.parse_args()
+    fields = dict(_parse_field(text) for text in args.field)
+    if args.to_torch:
+        _write_torch(args.network, args.file, args.output, fields)
+        return
+    state_dict = read_torch_file(args.file)
+    source = {"file": epath.Path(args.file).name, "sha256": _sha256(args.file)}
+    if args.audio_backbone:
+        sound = read_torch_file(args.audio_backbone)
+        state_dict = {
+            **{name: state_dict[whole] for name, whole in _strip(state_dict).items()},
+            **{f"audio_backbone.{name}": sound[whole] for name, whole in _strip(sound).items()},
+        }
+        source["audio_backbone"] = {
+            "file": epath.Path(args.audio_backbone).name,
+            "sha256": _sha256(args.audio_backbone),
+        }
+    variables = from_torch(args.network, state_dict, what=args.file, **fields)
+    provenance = save_converted(args.output, args.network, variables, source, **fields)
+    print(
+        f"{args.network}: {provenance['parameters']:,} parameters of {source['file']} "
+        f"(sha256 {source['sha256'][:12]}...) written to {args.output}"
+    )
+
+
+def _write_torch(network: str, directory: str, output: str, fields: Mapping[str, Any]) -> None:
+    import safetensors.numpy
+
+    if not output.endswith(".safetensors"):
+        raise errors.BadValueError(f"--to-torch writes a .safetensors file, not {output}.")
+    variables, provenance = load_converted(directory)
+    if provenance["network"] != network:
+        raise errors.BadValueError(
+            f"{directory} holds weights of {provenance['network']}, not of {network}."
+        )
+    state_dict = to_torch(network, variables, **{**provenance["fields"], **fields})
+    safetensors.numpy.save_file(state_dict, epath.Path(output).expanduser())
+    print(f"{network}: {len(state_dict)} entries written to {output}")
+
+
+if __name__ == "__main__":
+    errors.run_program(main)

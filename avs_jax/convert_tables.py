@@ -1,0 +1,255 @@
+r"""Which entry of a PyTorch `state_dict` goes where: one declarative table per network.
+
+A rule couples a source name with one or several target paths through placeholders and says how the
+array changes. The same rule reads both ways (`convert.from_torch`, `convert.to_torch`):
+
+    conv("layer{i}.{j}.conv{k}", "layer{i}_{j}/conv{k}")
+        layer3.0.conv2.weight [o i h w]  <->  params/layer3_0/conv2/kernel [h w i o]
+        layer3.0.conv2.bias   [o]        <->  params/layer3_0/conv2/bias   [o]
+
+`{i}` stands for digits, `{i:regex}` for that regex, a plain `{i}` in the target for what matched.
+Every placeholder of a source occurs in its target. Where two rules lead to one target (torchvision:
+`layer3`, AVSBench: `layer3_1`) the first is the one written back to PyTorch. A rule with several
+targets splits the entry along its first axis, as packed projections need (`packed_dense`).
+
+To add a network: write a function of those of its fields that change its names, returning a Table,
+and enter it in TABLES under the name that `get_backbone` or `get_model` knows:
+
+    def _catr(backbone="pvt_v2_b5", **_):
+        return model_table(
+            backbone,
+            prefix="encoder_backbone.",
+            rules=[dense("transformer.audio_proj.fc", "audio_tokens"), ...],
+            ignore={r"fusion_module\..*": "never used in forward"},
+        )
+
+Backbone and VGGish rules come with `model_table`. What a file has and a table does not want is
+named in `ignore` (regex -> reason). Anything else left over, on either side, is an error.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Transform(NamedTuple):
+    """How an array changes from PyTorch's layout to ours, and back; both without loss."""
+
+    name: str
+    forward: Callable[[np.ndarray], np.ndarray]
+    backward: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Transform("same", lambda x: x, lambda x: x)
+# [o i h w] <-> [h w i o]; also of depthwise convolutions, [c 1 h w] <-> [h w 1 c]
+CONV = Transform("conv", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+LINEAR = Transform("linear", lambda x: x.T, lambda x: x.T)
+SCALAR = Transform("scalar", lambda x: x.reshape(()), lambda x: x.reshape(1))  # PReLU's one slope
+
+
+class Rule(NamedTuple):
+    """One source name and its targets, "params/..." or "batch_stats/..."; see the module."""
+
+    source: str
+    targets: str | tuple[str, ...]
+    transform: Transform = SAME
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.targets,) if isinstance(self.targets, str) else self.targets
+
+
+class Table(NamedTuple):
+    """All rules of a network; what to leave out of its files: regex -> reason."""
+
+    rules: tuple[Rule, ...]
+    ignore: Mapping[str, str]
+
+    def under(self, prefix: str, target: str) -> "Table":
+        """The same for a network that is a part: names start with `prefix`, paths with `target`."""
+        return Table(
+            tuple(
+                Rule(
+                    prefix + rule.source,
+                    tuple(path.replace("/", f"/{target}/", 1) for path in rule.paths),
+                    rule.transform,
+                )
+                for rule in self.rules
+            ),
+            {re.escape(prefix) + pattern: reason for pattern, reason in self.ignore.items()},
+        )
+
+
+_PLACEHOLDER = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
+
+
+def template_regex(template: str, patterns: Mapping[str, str] | None = None) -> re.Pattern:
+    """A template with placeholders -> the regex it stands for, with named groups.
+
+    `patterns`: of placeholders that are given without one, e.g. those of the other side of a rule.
+    """
+    parts, end, seen = [], 0, set()
+    for match in _PLACEHOLDER.finditer(template):
+        name = match[1]
+        pattern = match[2] or (patterns or {}).get(name, r"\d+")
+        parts.append(re.escape(template[end : match.start()]))
+        parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{pattern})")
+        seen.add(name)
+        end = match.end()
+    return re.compile("".join(parts) + re.escape(template[end:]))
+
+
+def placeholder_patterns(template: str) -> dict[str, str]:
+    """{placeholder: its regex}."""
+    return {match[1]: match[2] or r"\d+" for match in _PLACEHOLDER.finditer(template)}
+
+
+def fill_template(template: str, values: Mapping[str, str]) -> str:
+    """A template with its placeholders replaced."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+# ---------------------------------------------------------------- rules of whole layers
+
+
+def conv(source: str, target: str) -> list[Rule]:
+    """nn.Conv2d, with or without bias, depthwise too."""
+    return [
+        Rule(f"{source}.weight", f"params/{target}/kernel", CONV),
+        Rule(f"{source}.bias", f"params/{target}/bias"),
+    ]
+
+
+def dense(source: str, target: str) -> list[Rule]:
+    """nn.Linear, with or without bias."""
+    return [
+        Rule(f"{source}.weight", f"params/{target}/kernel", LINEAR),
+        Rule(f"{source}.bias", f"params/{target}/bias"),
+    ]
+
+
+def packed_dense(source: str, targets: Iterable[str], separator: str = ".") -> list[Rule]:
+    """One nn.Linear whose outputs are those of several Dense layers end to end.
+
+    `separator="_"` is nn.MultiheadAttention's `in_proj_weight`, `in_proj_bias`.
+    """
+    kernels = tuple(f"params/{target}/kernel" for target in targets)
+    biases = tuple(kernel.removesuffix("kernel") + "bias" for kernel in kernels)
+    return [
+        Rule(f"{source}{separator}weight", kernels, LINEAR),
+        Rule(f"{source}{separator}bias", biases),
+    ]
+
+
+def norm(source: str, target: str) -> list[Rule]:
+    """nn.LayerNorm, nn.GroupNorm."""
+    return [
+        Rule(f"{source}.weight", f"params/{target}/scale"),
+        Rule(f"{source}.bias", f"params/{target}/bias"),
+    ]
+
+
+def batch_norm(source: str, target: str) -> list[Rule]:
+    """nn.BatchNorm2d; its running statistics go to batch_stats."""
+    return [
+        *norm(source, target),
+        Rule(f"{source}.running_mean", f"batch_stats/{target}/mean"),
+        Rule(f"{source}.running_var", f"batch_stats/{target}/var"),
+    ]
+
+
+_IGNORED_EVERYWHERE = {r"(.*\.)?num_batches_tracked": "a counter that nothing reads"}
+
+
+def table(rules: Iterable[list[Rule] | Rule], ignore: Mapping[str, str] | None = None) -> Table:
+    """Rules and lists of rules -> Table. PyTorch's `num_batches_tracked` is always ignored."""
+    flat = []
+    for rule in rules:
+        flat.extend([rule] if isinstance(rule, Rule) else rule)
+    return Table(tuple(flat), _IGNORED_EVERYWHERE | dict(ignore or {}))
+
+
+# ---------------------------------------------------------------- backbones
+
+
+def _resnet(**_) -> Table:
+    """torchvision's names, and AVSBench's, whose layers 3 and 4 exist twice."""
+    rules = [conv("conv1", "conv1"), batch_norm("bn1", "bn1")]
+    for layer in ("layer{i}", "layer{i}_1"):
+        rules += [
+            conv(f"{layer}.{{j}}.conv{{k}}", "layer{i}_{j}/conv{k}"),
+            batch_norm(f"{layer}.{{j}}.bn{{k}}", "layer{i}_{j}/bn{k}"),
+            conv(f"{layer}.{{j}}.downsample.0", "layer{i}_{j}/downsample_conv"),
+            batch_norm(f"{layer}.{{j}}.downsample.1", "layer{i}_{j}/downsample_bn"),
+        ]
+    return table(
+        rules,
+        ignore={
+            r"fc\..*": "ImageNet classifier",
+            r"layer[34]_2\..*": "AVSBench's second branch, never used for segmentation",
+        },
+    )
+
+
+def _pvt_v2(**_) -> Table:
+    block, path = "block{i}.{j}", "block{i}_{j}"
+    return table(
+        [
+            conv("patch_embed{i}.proj", "patch_embed{i}/proj"),
+            norm("patch_embed{i}.norm", "patch_embed{i}/norm"),
+            norm(f"{block}.norm{{k}}", f"{path}/norm{{k}}"),
+            dense(f"{block}.attn.{{part:q|kv|proj}}", f"{path}/attn/{{part}}"),
+            conv(f"{block}.attn.sr", f"{path}/attn/sr"),
+            norm(f"{block}.attn.norm", f"{path}/attn/norm"),
+            dense(f"{block}.mlp.fc{{k}}", f"{path}/mlp/fc{{k}}"),
+            conv(f"{block}.mlp.dwconv.dwconv", f"{path}/mlp/dwconv"),
+            norm("norm{i}", "norm{i}"),
+        ],
+        ignore={r"head\..*": "ImageNet classifier"},
+    )
+
+
+def _vggish(**_) -> Table:
+    return table(
+        [conv("features.{i}", "features_{i}"), dense("embeddings.{i}", "embeddings_{i}")],
+        ignore={r"pproc\..*": "PCA post-processing, which the papers leave out"},
+    )
+
+
+# ---------------------------------------------------------------- models
+
+
+def model_table(
+    backbone: str,
+    prefix: str,
+    rules: Iterable[list[Rule] | Rule],
+    ignore: Mapping[str, str] | None = None,
+    audio_backbone: str = "vggish",
+) -> Table:
+    """A model's own rules, its picture backbone's under `prefix`, its sound backbone's under
+    `audio_backbone.` (the published models keep VGGish in a file of its own)."""
+    parts = [
+        table(rules, ignore),
+        TABLES[backbone]().under(prefix, "backbone"),
+        TABLES[audio_backbone]().under("audio_backbone.", "audio_backbone"),
+    ]
+    joined = Table((), {})
+    for part in parts:
+        joined = Table(joined.rules + part.rules, {**joined.ignore, **part.ignore})
+    return joined
+
+
+# network -> function of its fields -> table
+TABLES: dict[str, Callable[..., Table]] = {
+    "resnet18": _resnet,
+    "resnet50": _resnet,
+    "pvt_v2_b0": _pvt_v2,
+    "pvt_v2_b1": _pvt_v2,
+    "pvt_v2_b2": _pvt_v2,
+    "pvt_v2_b3": _pvt_v2,
+    "pvt_v2_b4": _pvt_v2,
+    "pvt_v2_b5": _pvt_v2,
+    "vggish": _vggish,
+}
