@@ -12,6 +12,7 @@ nothing but its batches, and one result at the end.
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -125,6 +126,11 @@ def oracle_logits(
     return 20.0 * jax.nn.one_hot(objects.astype(jnp.int32), num_classes)
 
 
+def split_name(split: str) -> str:
+    """The split that a slice is of: "test[:100]" -> "test"."""
+    return re.split(r"[\[+]", split)[0]
+
+
 def build_evaluators(
     config: ml_collections.ConfigDict,
     forward: Callable[[PyTree, dict], Array],
@@ -158,7 +164,8 @@ def build_evaluators(
             shard=(jax.process_index(), jax.process_count()),
             num_threads=config.data.num_threads,
         )
-        return Evaluator(start, update, batches, sharding, config.eval.split, suffix)
+        name = split_name(config.eval.split)
+        return Evaluator(start, update, batches, sharding, name, suffix)
 
     update = make_update(forward, kind, sharding)  # shared: one compilation for all sounds
     passes = [

@@ -1,0 +1,156 @@
+"""The evaluate program on a tiny checkpoint and the tiny data set."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from avs_jax import errors, evaluate, state
+from avs_jax.checkpoint import Checkpoints, build_model
+from configs import common
+from tests.data.tiny import build_tiny
+
+CLIPS = 5
+
+
+def make_config(data_dir):
+    config = common.get_config()
+    common.fill_subset(config, "sounding_shapes", "ms3")
+    config.model = ml_collections.ConfigDict(
+        {
+            "name": "avesformer",
+            "backbone": "small_resnet",
+            "audio_backbone": "audio_cnn",
+            "num_classes": 1,
+            "dim": 16,
+            "num_heads": 2,
+            "num_prompts": 2,
+            "pqg_layers": 1,
+            "pqg_hidden": 16,
+            "early_stages": 0,
+            "late_stages": 1,
+            "late_hidden": 16,
+            "head_widths": (8, 8),
+            "norm_groups": 4,
+            "freeze_audio": False,
+        }
+    )
+    config.data.size = 32
+    config.data.data_dir = data_dir
+    config.eval.batch_size = 8
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, fill_variables):
+    """(checkpoint folder, data folder): a model that was never trained, saved as a run's best."""
+    data_dir = build_tiny(tmp_path_factory.mktemp("data"), "ms3", clips=(1, 1, CLIPS))
+    config = make_config(data_dir)
+    model = build_model(config)
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in state.example_inputs(5, 32)]
+    variables = jax.tree.map(jnp.asarray, fill_variables(model, *inputs))
+    workdir = tmp_path_factory.mktemp("run")
+    checkpoints = Checkpoints(workdir, config)
+    train_state = state.TrainState(
+        jnp.asarray(7), variables["params"], variables["batch_stats"], opt_state={}
+    )
+    checkpoints.save_if_best(train_state, "validation/miou", 0.5)
+    checkpoints.close()
+    line = json.dumps({"step": 7, "train/seconds": 12.34})
+    (workdir / "metrics.jsonl").write_text(line + "\n")
+    return workdir, data_dir
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    """(results.json, results.md) of the program run with its defaults."""
+    output = tmp_path_factory.mktemp("out") / "figures"
+    evaluate.main(["--checkpoint", str(run[0]), "--output", str(output)])
+    return json.loads((output / "results.json").read_text()), (output / "results.md").read_text()
+
+
+def test_results_hold_every_sound_and_the_oracle(evaluated):
+    results, _ = evaluated
+    for suffix in ("", "_mute", "_swap", "_all_objects_oracle"):
+        assert 0 <= results[f"test/miou{suffix}"] <= 1
+        assert 0 <= results[f"test/f_measure{suffix}"] <= 1
+
+
+def test_results_say_what_they_are_of(evaluated):
+    results, _ = evaluated
+    assert results["clips"] == CLIPS and results["size"] == 32 and results["step"] == 7
+    assert results["data"] == "sounding_shapes/ms3/test" and results["model"] == "avesformer"
+    assert results["params"] > 1000 and results["train/seconds"] == 12.3
+    assert len(results["config_hash"]) == 12
+
+
+def test_table_has_a_column_for_each_sound(evaluated):
+    results, table = evaluated
+    header, _, *rows = table.splitlines()
+    assert header == "| test | own | mute | swap | all objects oracle |"
+    miou = next(row for row in rows if row.startswith("| miou |"))
+    oracle = results["test/miou_all_objects_oracle"]
+    assert miou.split(" | ")[1] == f"{results['test/miou']:.4f}"
+    assert miou.rstrip(" |").endswith(f"{oracle:.4f}")
+
+
+def test_last_printed_line_is_the_results(run, evaluated, tmp_path, capsys):
+    evaluate.main(["--checkpoint", str(run[0]), "--output", str(tmp_path), "--sounds", "own"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == json.loads((tmp_path / "results.json").read_text())
+    assert printed["test/miou"] == evaluated[0]["test/miou"] and "test/miou_mute" not in printed
+
+
+def test_slice_of_a_split_keeps_its_name(run, tmp_path):
+    evaluate.main(
+        ["--checkpoint", str(run[0]), "--output", str(tmp_path), "--split=test[:2]", "--sounds=own"]
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["clips"] == 2 and "test/miou" in results
+
+
+def _refuse(run, error, match, *arguments):
+    with pytest.raises(error, match=match):
+        evaluate.main(["--checkpoint", str(run[0]), *arguments])
+
+
+def test_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(errors.NotFoundError, match="no checkpoint under"):
+        evaluate.main(["--checkpoint", str(tmp_path)])
+
+
+def test_unknown_step_is_refused(run):
+    _refuse(run, errors.NotFoundError, "no checkpoint '8'", "--which", "8")
+
+
+def test_unknown_sound_is_refused(run):
+    _refuse(run, errors.UnknownNameError, "unknown sound 'loud'", "--sounds", "own,loud")
+
+
+def test_unknown_split_is_refused(run):
+    _refuse(run, errors.UnknownNameError, "unknown split", "--split", "tset")
+
+
+def test_missing_data_is_refused(run, tmp_path):
+    _refuse(run, errors.NotFoundError, "no data directory", "--data_dir", str(tmp_path / "none"))
+
+
+def test_batch_size_that_the_devices_cannot_share_is_refused(run):
+    _refuse(run, errors.BadValueError, r"--batch_size=3 .* 8 devices", "--batch_size", "3")
+
+
+def test_unwritable_output_is_refused(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    _refuse(
+        run,
+        errors.BadValueError,
+        "not writable",
+        "--sounds",
+        "own",
+        "--split",
+        "test[:1]",
+        "--output",
+        str(tmp_path / "file"),
+    )
