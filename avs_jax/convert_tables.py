@@ -241,6 +241,35 @@ def model_table(
     return joined
 
 
+def _pcmanet(backbone="resnet50", audio_backbone="vggish", **_) -> Table:
+    """Published files of S4, MS3 and AVSS; MS3 with PVTv2 calls `aud_fc1` by the name `aud_fc`."""
+    rules = [dense(name, "audio_fc") for name in ("aud_fc1", "aud_fc")]
+    blocks = {
+        "conv{k}": "conv{k}",
+        "avga{k}.seq{j}": "avga{k}/seq{j}",
+        "gf{k}.seq{j}": "gf{k}/seq{j}",
+        "output_conv{k}": "output_conv{k}/seq",
+    }
+    for source, target in blocks.items():
+        rules += [
+            conv(f"{source}.0", f"{target}/conv"),
+            batch_norm(f"{source}.1", f"{target}/norm"),
+        ]
+    attention, path = "qsca{k}.attn.transformer.layers.0.0", "qsca{k}/attention"
+    rules += [
+        conv("output_conv{k}.3", "output_conv{k}/out"),
+        dense("avga{k}.fc.{j}", "avga{k}/fc{j}"),
+        dense("qsca{k}.aud_fc", "qsca{k}/audio_fc"),
+        dense("qsca{k}.attn.to_patch_embedding.1", "qsca{k}/embed"),
+        norm(f"{attention}.norm", f"{path}/norm"),
+        dense(f"{attention}.fn.{{part:v_to_q|v_to_kv|a_to_qkv}}", f"{path}/{{part}}"),
+        dense(f"{attention}.fn.to_out.0", f"{path}/to_out"),
+    ]
+    prefix = "encoder_backbone." if backbone.startswith("pvt") else "resnet."
+    ignore = {r"gf4\.seq2\..*": "stage 4 has no coarser stage to fuse, it is never used"}
+    return model_table(backbone, prefix, rules, ignore, audio_backbone)
+
+
 # network -> function of its fields -> table
 TABLES: dict[str, Callable[..., Table]] = {
     "resnet18": _resnet,
@@ -252,4 +281,5 @@ TABLES: dict[str, Callable[..., Table]] = {
     "pvt_v2_b4": _pvt_v2,
     "pvt_v2_b5": _pvt_v2,
     "vggish": _vggish,
+    "pcmanet": _pcmanet,
 }
