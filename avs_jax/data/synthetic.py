@@ -28,7 +28,7 @@ import os
 import pathlib
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import av
 import cv2
@@ -57,7 +57,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 def make_config(
-    subset: str, size: int = SIZE, clips: tuple[int, int, int] | None = None, seed: int = 0
+    subset: str, size: int = SIZE, clips: Sequence[int] | None = None, seed: int = 0
 ) -> ShapesConfig:
     """Checks the request; raises UnknownNameError for the subset, BadValueError for the numbers."""
     if subset not in CLIPS:
@@ -97,9 +97,14 @@ def _make_record(subset: str, split: str, size: int, seed: int, index: int) -> d
     }
 
 
+def _count_cores() -> int:
+    """Cores this process may use, where the system tells; else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _make_records(make, count: int) -> Iterator[dict]:
     """`make(0)` ... `make(count - 1)` in order, by as many processes as there are free cores."""
-    workers = min(len(os.sched_getaffinity(0)), count // _WORTH_A_PROCESS)
+    workers = min(_count_cores(), count // _WORTH_A_PROCESS)
     if workers < 2:
         yield from map(make, range(count))
         return
@@ -200,7 +205,7 @@ def build(
     data_dir: str | os.PathLike,
     subset: str = "ms3",
     size: int = SIZE,
-    clips: tuple[int, int, int] | None = None,
+    clips: Sequence[int] | None = None,
     seed: int = 0,
 ) -> str:
     """Builds a subset under `data_dir` unless it is there, and returns its folder.
@@ -216,12 +221,17 @@ def build(
             builder = SoundingShapes(
                 config=config, data_dir=os.fspath(data_dir), file_format="array_record"
             )
-            if pathlib.Path(builder.data_path).exists():
+            folder = pathlib.Path(builder.data_path)
+            if (folder / "dataset_info.json").exists():
                 _check_same(builder)
+            elif folder.exists():
+                raise errors.BadValueError(f"{folder} is damaged; delete it and build again.")
             else:
                 builder.download_and_prepare()
-    except PermissionError as error:
-        raise errors.BadValueError(f"cannot write {data_dir}: {error.strerror}.") from None
+                with contextlib.suppress(OSError):  # TFDS makes it even if nothing is downloaded
+                    (pathlib.Path(data_dir) / "downloads").rmdir()
+    except OSError as error:
+        raise errors.BadValueError(f"cannot write {data_dir}: {error.strerror or error}.") from None
     return os.fspath(builder.data_path)
 
 

@@ -30,21 +30,21 @@ class Voice:
         return Voice(rng.random(), rng.random(), int(rng.integers(2**31)))
 
 
-def _between(low: float, high: float, where: float) -> float:
+def _between(low, high, where):
     """Equal steps of `where` sound like equal steps: geometric."""
     return low * (high / low) ** where
 
 
-def _sine(frequency, phase: float = 0.0):
+def _sine(frequency, phase=0.0):
     return np.sin(_TURN * (np.float32(frequency) * _TIME + np.float32(phase)))
 
 
-def _since_strike(rate: float, phase: float):
+def _since_strike(rate, phase):
     """Seconds since the last of `rate` strikes a second."""
     return ((_TIME * np.float32(rate) + np.float32(phase)) % 1) / np.float32(rate)
 
 
-def _slow_noise(rng: np.random.Generator, frequency: float):
+def _slow_noise(rng, frequency):
     """Noise without much above `frequency`: white noise at a lower rate, joined by lines."""
     count = int(2 * frequency) + 2
     points = rng.standard_normal(count, dtype=np.float32)

@@ -7,6 +7,7 @@ neighbour.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -16,6 +17,8 @@ import numpy as np
 from avs_jax import errors
 from avs_jax.types import Float, UInt8
 
+Number = float | int
+Range = Sequence[Number]  # (low, high), both included
 MASKS = ("label", "objects")
 # The mean colour of ImageNet: what lies outside of a picture is 0 after normalisation.
 _OUTSIDE = (124, 116, 104)
@@ -50,12 +53,16 @@ def _check_size(size: int) -> None:
         raise errors.BadValueError(f"size={size}: wanted a number of pixels, at least 1.")
 
 
-def _check_range(name: str, low_high: tuple[float, float], least: float) -> None:
-    low, high = low_high
-    if not least <= low <= high:
+def _check_range(name: str, low_high: Range, least: Number) -> None:
+    if not (len(low_high) == 2 and least <= low_high[0] <= low_high[1]):
         raise errors.BadValueError(
             f"{name}={low_high}: wanted (low, high), {least} <= low <= high."
         )
+
+
+def _check_share(name: str, value: Number) -> None:
+    if not 0 <= value <= 1:
+        raise errors.BadValueError(f"{name}={value}: wanted 0 to 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +107,7 @@ class ScaleCrop(grain.transforms.RandomMap):
     """
 
     size: int
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: Range = (1.0, 1.0)
 
     def __post_init__(self):
         _check_size(self.size)
@@ -140,7 +147,10 @@ def _cut(pictures: np.ndarray, top: int, left: int, side: int, outside) -> np.nd
 class Flip(grain.transforms.RandomMap):
     """Mirrors left and right, with a chance of `chance`."""
 
-    chance: float = 0.5
+    chance: Number = 0.5
+
+    def __post_init__(self):
+        _check_share("chance", self.chance)
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if rng.random() >= self.chance:
@@ -160,14 +170,13 @@ class ColourJitter(grain.transforms.RandomMap):
     Contrast turns about the clip's mean grey, saturation about each pixel's own.
     """
 
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
+    brightness: Number = 0.0
+    contrast: Number = 0.0
+    saturation: Number = 0.0
 
     def __post_init__(self):
         for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise errors.BadValueError(f"{name}={getattr(self, name)}: wanted 0 to 1.")
+            _check_share(name, getattr(self, name))
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         jitter = np.array([self.brightness, self.contrast, self.saturation])
@@ -180,7 +189,7 @@ class ColourJitter(grain.transforms.RandomMap):
 
 
 def jitter_colour(
-    frames: UInt8[np.ndarray, "t h w 3"], brightness: float, contrast: float, saturation: float
+    frames: UInt8[np.ndarray, "t h w 3"], brightness: Number, contrast: Number, saturation: Number
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """RGB times the three factors, rounded and held within 0..255."""
     count, height, width, _ = frames.shape
@@ -196,11 +205,12 @@ def jitter_colour(
 class Gain(grain.transforms.RandomMap):
     """Makes the sound louder or softer by (low, high) decibels, with a chance of `chance`."""
 
-    decibels: tuple[float, float] = (0.0, 0.0)
-    chance: float = 0.5
+    decibels: Range = (0.0, 0.0)
+    chance: Number = 0.5
 
     def __post_init__(self):
         _check_range("decibels", self.decibels, -100.0)
+        _check_share("chance", self.chance)
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         gain, applies = rng.uniform(*self.decibels), rng.random() < self.chance
@@ -209,7 +219,7 @@ class Gain(grain.transforms.RandomMap):
         return element | {"waveform": amplify(element["waveform"], gain)}
 
 
-def amplify(waveform: Float[np.ndarray, "s"], decibels: float) -> Float[np.ndarray, "s"]:
+def amplify(waveform: Float[np.ndarray, "s"], decibels: Number) -> Float[np.ndarray, "s"]:
     """The waveform louder by so many decibels, held within [-1, 1]."""
     return np.clip(waveform * np.float32(10 ** (decibels / 20)), -1, 1)
 
@@ -217,13 +227,13 @@ def amplify(waveform: Float[np.ndarray, "s"], decibels: float) -> Float[np.ndarr
 def train_transforms(
     size: int,
     *,
-    flip: float = 0.5,
-    scale: tuple[float, float] = (1.0, 1.0),
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    gain_db: tuple[float, float] = (0.0, 0.0),
-    gain_chance: float = 0.5,
+    flip: Number = 0.5,
+    scale: Range = (1.0, 1.0),
+    brightness: Number = 0.0,
+    contrast: Number = 0.0,
+    saturation: Number = 0.0,
+    gain_db: Range = (0.0, 0.0),
+    gain_chance: Number = 0.5,
 ) -> list:
     """The transforms of training in their order; arguments as in `config.data.augment`.
 

@@ -1,0 +1,181 @@
+"""What happens to a clip between disk and batch."""
+
+import numpy as np
+import pytest
+
+from avs_jax import errors
+from avs_jax.data import transforms
+
+
+def make_example(height=24, width=24, seconds=3, seed=0):
+    """A clip whose frames tell the label of each pixel: red = 20 * label + 10, at every frame."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 11, (seconds, height // 8, width // 8))
+    label = blocks.repeat(8, 1).repeat(8, 2).astype(np.int32)
+    frames = np.zeros((seconds, height, width, 3), np.uint8)
+    frames[..., 0] = 20 * label + 10
+    frames[..., 1] = np.arange(width)
+    return {
+        "frames": frames,
+        "label": label,
+        "objects": label.astype(np.uint8),
+        "waveform": rng.uniform(-0.5, 0.5, seconds * 16_000).astype(np.float32),
+        "label_mask": np.ones(seconds, bool),
+        "frame_mask": np.ones(seconds, bool),
+        "id": "clip",
+    }
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_flip_mirrors_frames_and_masks_together():
+    example = make_example()
+    flipped = transforms.Flip(1.0).random_map(example, rng())
+    for key in ("frames", "label", "objects"):
+        np.testing.assert_array_equal(flipped[key], example[key][:, :, ::-1])
+    np.testing.assert_array_equal(flipped["frames"][..., 0], 20 * flipped["label"] + 10)
+    np.testing.assert_array_equal(flipped["waveform"], example["waveform"])
+
+
+def test_flip_is_drawn_with_its_chance():
+    example = make_example()
+    flips = [
+        bool((transforms.Flip(0.3).random_map(example, rng(s))["frames"][0, 0, 0, 1]) != 0)
+        for s in range(400)
+    ]
+    assert np.mean(flips) == pytest.approx(0.3, abs=0.08)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.6, 0.8), (1.5, 2.5)])
+def test_scale_and_crop_keep_frames_and_masks_aligned(scale, seed):
+    example = make_example(48, 64)
+    cropped = transforms.ScaleCrop(48, scale).random_map(example, rng(seed))
+    assert cropped["frames"].shape == (3, 48, 48, 3)
+    assert cropped["label"].dtype == np.int32
+    np.testing.assert_array_equal(cropped["label"], cropped["objects"])
+    # Away from the blocks' edges, where frames are blended, the frame still tells the label.
+    said = (cropped["frames"][..., 0].astype(int) - 10) / 20
+    outside = (cropped["frames"] == transforms._OUTSIDE).all(-1)
+    assert (np.abs(said - cropped["label"]) < 0.3)[~outside].mean() > 0.7
+    assert not cropped["label"][outside].any()
+
+
+def test_one_draw_is_shared_by_all_frames_of_a_clip():
+    example = make_example(48, 64)
+    example["label"][:] = example["label"][0]
+    example["frames"][:] = example["frames"][0]
+    for transform in transforms.train_transforms(32, scale=(0.7, 1.5), brightness=0.4)[1:4]:
+        example = transform.random_map(example, rng(5))
+    for key in ("frames", "label"):
+        np.testing.assert_array_equal(example[key][1], example[key][0])
+        np.testing.assert_array_equal(example[key][2], example[key][0])
+
+
+def test_without_augmentation_a_square_clip_passes_through():
+    example = make_example()
+    out = example
+    for transform in transforms.train_transforms(24, flip=0.0)[1:]:
+        out = transform.random_map(out, rng())
+    for key, value in example.items():
+        np.testing.assert_array_equal(out[key], value)
+
+
+def test_transforms_leave_their_input_alone():
+    example = make_example()
+    before = {key: np.copy(value) for key, value in example.items()}
+    for transform in transforms.train_transforms(
+        16, flip=1.0, scale=(0.7, 1.4), brightness=0.3, gain_db=(-6, 6), gain_chance=1
+    )[1:]:
+        transform.random_map(example, rng(1))
+    transforms.Resize(13).map(example)
+    for key, value in before.items():
+        np.testing.assert_array_equal(example[key], value)
+
+
+def test_random_placement_reaches_both_borders():
+    example = make_example(24, 48)
+    lefts = {
+        int(transforms.ScaleCrop(24).random_map(example, rng(s))["frames"][0, 0, 0, 1])
+        for s in range(200)
+    }
+    assert {min(lefts), max(lefts)} == {0, 24}
+
+
+def test_resize_gives_up_the_aspect_ratio_and_keeps_ids():
+    example = make_example(48, 96)
+    small = transforms.Resize(24).map(example)
+    assert small["frames"].shape == (3, 24, 24, 3)
+    assert small["label"].shape == (3, 24, 24)
+    assert set(np.unique(small["label"])) <= set(np.unique(example["label"]))
+    # Blocks of 8 x 8 become 4 x 2 pixels, exactly.
+    np.testing.assert_array_equal(small["label"], example["label"][:, 1::2, 2::4])
+
+
+def test_nearest_takes_the_pixel_in_which_the_centre_lies():
+    masks = np.arange(6)[None, None, :].repeat(6, 1)
+    np.testing.assert_array_equal(transforms.resize_masks(masks, 6, 3)[0, 0], [1, 3, 5])
+    np.testing.assert_array_equal(
+        transforms.resize_masks(masks, 6, 12)[0, 0], np.repeat(np.arange(6), 2)
+    )
+    flipped = transforms.resize_masks(masks[:, :, ::-1], 6, 4)
+    np.testing.assert_array_equal(flipped, 5 - transforms.resize_masks(masks, 6, 4))
+
+
+def test_shrinking_does_not_alias():
+    stripes = np.zeros((1, 32, 32, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    small = transforms.resize_frames(stripes, 8, 8)
+    assert small.min() >= 127 and small.max() <= 128
+
+
+def test_colour_jitter_does_what_its_factors_say():
+    tolerance = 0.5 + 0.25  # rounding, and OpenCV's fixed point: 10 bits for a factor
+    frames = rng().integers(60, 180, (2, 4, 5, 3)).astype(np.uint8)
+    grey = frames @ np.array([0.299, 0.587, 0.114])
+    brighter = transforms.jitter_colour(frames, 1.2, 1.0, 1.0)
+    np.testing.assert_allclose(brighter, frames * 1.2, atol=tolerance)
+    dull = transforms.jitter_colour(frames, 1.0, 1.0, 0.0)
+    np.testing.assert_allclose(dull, grey[..., None].repeat(3, -1), atol=tolerance)
+    flat = transforms.jitter_colour(frames, 1.0, 0.0, 1.0)
+    np.testing.assert_allclose(flat, np.full(frames.shape, grey.mean()), atol=tolerance)
+
+
+def test_colours_are_held_within_bytes():
+    frames = np.array([0, 255], np.uint8).repeat(6).reshape(1, 2, 2, 3)
+    np.testing.assert_array_equal(transforms.jitter_colour(frames, 1.5, 1.0, 1.0), frames)
+
+
+def test_gain_is_in_decibels():
+    example = make_example()
+    louder = transforms.Gain((6.0, 6.0), 1.0).random_map(example, rng())
+    expected = np.clip(example["waveform"] * 10**0.3, -1, 1)
+    np.testing.assert_allclose(louder["waveform"], expected, rtol=1e-6)
+    assert louder["waveform"].dtype == np.float32
+
+
+def test_training_never_sees_the_silent_objects():
+    example = make_example()
+    assert "objects" not in transforms.train_transforms(24)[0].map(example)
+
+
+def test_evaluation_without_a_size_changes_nothing():
+    assert transforms.eval_transforms(None) == []
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: transforms.Resize(0), "size=0"),
+        (lambda: transforms.ScaleCrop(8, (1.2, 0.8)), r"scale=\(1.2, 0.8\)"),
+        (lambda: transforms.ScaleCrop(8, (0.0, 0.8)), "scale"),
+        (lambda: transforms.Gain((3, -3)), "decibels"),
+        (lambda: transforms.ColourJitter(contrast=1.5), "contrast=1.5"),
+        (lambda: transforms.Flip(2), "chance=2"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, said):
+    with pytest.raises(errors.BadValueError, match=said):
+        make()
