@@ -78,7 +78,7 @@ class AVSBench(dataset_builder.FileReaderBuilder, skip_registration=__name__ == 
     ):
         self._skip_broken = skip_broken
         self._rebuild_from = rebuild_from
-        self._num_workers = num_workers or shards.count_cores()
+        self._num_workers = num_workers
         super().__init__(**{"file_format": "array_record"} | kwargs)
 
     @property
@@ -105,7 +105,8 @@ class AVSBench(dataset_builder.FileReaderBuilder, skip_registration=__name__ == 
             plan = shards.plan_shards(folder, splits)
             title = f"{NAME}/{subset}"
             with tqdm.tqdm(desc=title, total=len(clips), unit="clip", smoothing=0.05) as bar:
-                reports = shards.write_shards(plan, self._num_workers, bar.update)
+                workers = self._num_workers or shards.count_workers(len(clips))
+                reports = shards.write_shards(plan, workers, bar.update)
             findings = row_findings + [f for report in reports for f in report.findings]
             _check_broken(findings, len(clips), folder, self._skip_broken)
             self.info.set_splits(self._adopt(plan, reports))

@@ -60,12 +60,11 @@ def check(
       NotFoundError, BadValueError: no layout, or two of a kind; see `layouts.find_layouts`.
     """
     found = layouts.find_layouts(source)
-    workers = num_workers or shards.count_cores()
     kinds = [kind for kind in layouts.KINDS if kind in found]
-    return [_check_layout(found[kind], any_count, workers) for kind in kinds]
+    return [_check_layout(found[kind], any_count, num_workers) for kind in kinds]
 
 
-def _check_layout(layout: layouts.Layout, any_count: bool, num_workers: int) -> Check:
+def _check_layout(layout: layouts.Layout, any_count: bool, num_workers: int | None) -> Check:
     clips, bad_rows = layouts.read_clips(layout)
     findings = [
         Finding(row.kind, f"line {row.line}", str(layout.table), row.why) for row in bad_rows
@@ -79,6 +78,7 @@ def _check_layout(layout: layouts.Layout, any_count: bool, num_workers: int) -> 
     usable = collections.Counter()
     chunks = [clips[start : start + _CHUNK] for start in range(0, len(clips), _CHUNK)]
     found: list = [None] * len(chunks)
+    num_workers = num_workers or shards.count_workers(len(clips))
     with tqdm.tqdm(desc=layout.kind, total=len(clips), unit="clip", smoothing=0.05) as bar:
         for index, part in shards.run_parallel(_check_clips, chunks, num_workers):
             found[index] = part

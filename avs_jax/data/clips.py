@@ -271,59 +271,63 @@ def _read_sound(reader: _Reader) -> np.ndarray | None:
         reader.report("pickled_wav", clip.wav)
         return None
     try:
-        rate, samples, remark = decode_wav(data)
+        rate, samples = decode_wav(data)
     except Exception as error:  # scipy raises a dozen kinds of errors for broken files
         reason = "the file is empty" if not data else str(error)
         reader.report("unreadable_wav", clip.wav, reason)
         return None
     if samples.size == 0:
-        reader.report("empty_wav", clip.wav, remark)
+        reader.report("empty_wav", clip.wav)
         return None
-    _check_sound(reader, rate, samples, remark)
+    _check_sound(reader, rate, samples)
     if samples.dtype != np.int16 or samples.ndim > 1 or rate != audio.SAMPLE_RATE:
-        samples = to_int16(audio.resample(scale_samples(samples), rate))
+        samples = to_int16(audio.resample(scale_samples(samples), float(rate)))
     return repeat_end(samples, len(clip.frames)) if clip.binary else samples
 
 
-def _check_sound(reader: _Reader, rate: int, samples: np.ndarray, remark: str) -> None:
+def _check_sound(reader: _Reader, rate: int, samples: np.ndarray) -> None:
     clip = reader.clip
     seconds = len(samples) / rate
     count = len(clip.frames)
     if rate not in _WAV_RATES.get(clip.subset, (audio.SAMPLE_RATE,)):
         reader.report("wav_rate", clip.wav, f"{rate} Hz")
     if seconds * audio.SAMPLE_RATE < count * _PATCH + _REACH:
-        detail = f"{seconds:.2f} s for {count} frames"
-        reader.report("short_wav", clip.wav, f"{detail}; {remark}" if remark else detail)
+        reader.report("short_wav", clip.wav, f"{seconds:.2f} s for {count} frames")
     if seconds >= count + 1:
         reader.report("long_wav", clip.wav, f"{seconds:.2f} s for {count} frames")
     if np.abs(scale_samples(samples)).max() < _SILENCE:
         reader.report("silent_wav", clip.wav)
 
 
-def decode_wav(data: bytes) -> tuple[int, np.ndarray, str]:
+def decode_wav(data: bytes) -> tuple[int, np.ndarray]:
     """Decodes a wav file's bytes.
 
     Returns:
-      The rate in Hz; the samples [s] or [s c], of the file's own dtype; a remark where the file
-      ends before its header says, else "".
+      The rate in Hz; the samples [s] or [s c], of the file's own dtype.
 
     Raises:
-      ValueError: not a wav, or one that holds no finite numbers or no known coding; scipy's others.
+      ValueError: not a wav, one that is cut off, or one with numbers that are not finite; whatever
+        scipy raises for codings it does not know.
     """
     if data[:4] not in (b"RIFF", b"RIFX", b"RF64"):
         raise ValueError(f"not a wav: begins with {data[:8]!r}")
+    # What was written to a pipe does not know its length, and says the largest there is.
+    length = 8 + int.from_bytes(data[4:8], "big" if data[:4] == b"RIFX" else "little")
+    is_cut = len(data) < length < 2**32
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             rate, samples = scipy.io.wavfile.read(io.BytesIO(data))
-        except struct.error:
-            raise ValueError("the file ends within its header") from None
+        except (ValueError, struct.error) as error:
+            reason = f"cut off: {len(data)} of {length} bytes" if is_cut else str(error)
+            raise ValueError(reason) from error
+    if is_cut and any("EOF" in str(warning.message) for warning in caught):
+        raise ValueError(f"cut off: {len(data)} of {length} bytes")
     if not np.isfinite(samples).all():
         raise ValueError("samples that are not finite")
     if not rate > 0:
         raise ValueError(f"a rate of {rate} Hz")
-    remarks = [str(warning.message) for warning in caught]
-    return rate, samples, next((text for text in remarks if "EOF" in text), "")
+    return rate, samples
 
 
 def scale_samples(samples: np.ndarray) -> np.ndarray:

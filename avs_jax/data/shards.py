@@ -26,6 +26,7 @@ from avs_jax.data.faults import Finding
 from avs_jax.data.layouts import Clip
 
 CLIPS_PER_SHARD = 64  # 30 MB of S4, 150 MB of AVSS: enough of them for a hundred cores
+_WORTH_PROCESSES = 200  # clips; 5 seconds of work
 FORMAT = "1"  # of records: shards written with another one are written again
 
 
@@ -110,8 +111,10 @@ def run_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def count_cores() -> int:
-    """The cores this process may use, which in a container are fewer than the machine has."""
+def count_workers(num_clips: int) -> int:
+    """A process for each core that we may use; one where it is done before others have started."""
+    if num_clips < _WORTH_PROCESSES:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

@@ -124,12 +124,12 @@ def write_table(path: pathlib.Path, columns: list[str], rows: list[tuple]) -> No
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
-def write_s4(folder: pathlib.Path, size: int = 224) -> pathlib.Path:
+def write_s4(folder: pathlib.Path, size: int = 224, clips: dict | None = None) -> pathlib.Path:
     """`folder`/s4_meta_data.csv and `folder`/s4_data/...; returns `folder`."""
     data = folder / "s4_data"
     rows = []
-    for split, clips in S4_CLIPS.items():
-        for name, category in clips:
+    for split, named in (clips or S4_CLIPS).items():
+        for name, category in named:
             rows.append((name, 0, category, split))
             for index in range(5):
                 file = pathlib.Path(split, category, name, f"{name}_{index + 1}.png")
