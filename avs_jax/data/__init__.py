@@ -35,15 +35,11 @@ class Dataset:
     Attributes:
       builder: "module:Class" of its TFDS builder, imported by `load_builder` only.
       seconds: subset -> seconds (= frames) of its longest clips; all are padded to that.
-      num_classes: classes in `label`, background included.
-      frame_offset: where in its second a frame is taken.
       command: what a user types to build it, with {subset} and {data_dir} to fill in.
     """
 
     builder: str
     seconds: dict[str, int]
-    num_classes: int
-    frame_offset: float
     command: str
 
 
@@ -51,16 +47,12 @@ DATASETS: dict[str, Dataset] = {
     "sounding_shapes": Dataset(
         builder="avs_jax.data.synthetic:SoundingShapes",
         seconds={"s4": 5, "ms3": 5, "avss": 10},
-        num_classes=11,
-        frame_offset=0.5,
         command="python -m avs_jax.data.synthetic --subset {subset} --data_dir {data_dir}",
     ),
     "avsbench": Dataset(
         builder="avs_jax.data.avsbench:AVSBench",
         seconds={"s4": 5, "ms3": 5, "avss": 10},
-        num_classes=71,
-        frame_offset=15 / 16,  # the authors' 16 looks at a second, of which they keep the last
-        command="python -m avs_jax.data.avsbench --subset {subset} --data_dir {data_dir}",
+        command="python -m avs_jax.data.avsbench {subset} SOURCE {data_dir}",
     ),
 }
 

@@ -1,5 +1,6 @@
 """Data sets by name and the sources of their splits."""
 
+import importlib
 import pathlib
 import shutil
 
@@ -131,3 +132,19 @@ def test_the_newest_version_is_opened(data_dir):
 
 def test_builders_load_by_name():
     assert data.load_builder("sounding_shapes").__name__ == "SoundingShapes"
+
+
+@pytest.mark.parametrize("name", list(data.DATASETS))
+def test_the_command_named_in_errors_is_one_the_program_takes(name, tmp_path):
+    with pytest.raises(errors.NotFoundError) as caught:
+        data.open_split(name, "ms3", "train", tmp_path)
+    words = str(caught.value).rpartition("python -m ")[2].split()
+    program = importlib.import_module(words[0])
+    # Refused for the folder, which holds nothing, and not for the way it is asked.
+    arguments = [str(tmp_path / "none") if word == "SOURCE" else word for word in words[1:]]
+    if "SOURCE" in words:
+        with pytest.raises(errors.InputError):
+            program.main(arguments)
+    else:
+        program.main([*arguments, "--size", "16", "--clips", "1,1,1"])
+        assert len(data.open_split(name, "ms3", "train", tmp_path)) == 1
