@@ -201,6 +201,13 @@ def _quiet_tfds():
         logging.set_verbosity(verbosity)
 
 
+def _remove_empty(downloads: pathlib.Path) -> None:
+    """TFDS makes these folders even if nothing is downloaded; with files in them they stay."""
+    for folder in (downloads / "extracted", downloads):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def build(
     data_dir: str | os.PathLike,
     subset: str = "ms3",
@@ -228,8 +235,7 @@ def build(
                 raise errors.BadValueError(f"{folder} is damaged; delete it and build again.")
             else:
                 builder.download_and_prepare()
-                with contextlib.suppress(OSError):  # TFDS makes it even if nothing is downloaded
-                    (pathlib.Path(data_dir) / "downloads").rmdir()
+                _remove_empty(pathlib.Path(data_dir) / "downloads")
     except OSError as error:
         raise errors.BadValueError(f"cannot write {data_dir}: {error.strerror or error}.") from None
     return os.fspath(builder.data_path)

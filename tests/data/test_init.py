@@ -102,7 +102,7 @@ def test_nothing_built_says_how_to_build_it(tmp_path, folder):
 
 
 def test_a_half_built_folder_says_so(tmp_path):
-    (tmp_path / "sounding_shapes" / "ms3" / "1.0.0.incompleteAB12CD").mkdir(parents=True)
+    (tmp_path / "sounding_shapes" / "ms3" / "incomplete.AB12CD_1.0.0").mkdir(parents=True)
     with pytest.raises(errors.NotFoundError, match=r"half built.*delete it and build it with"):
         data.open_split("sounding_shapes", "ms3", "train", tmp_path)
 

@@ -64,6 +64,12 @@ def test_a_second_build_reuses_the_first(data_dir):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_nothing_but_the_data_set_is_left_behind(tmp_path):
+    build_tiny(tmp_path, clips=(1, 1, 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["sounding_shapes"]
+    assert [path.name for path in (tmp_path / "sounding_shapes" / "ms3").iterdir()] == ["1.0.0"]
+
+
 @pytest.mark.parametrize(
     "settings, said",
     [
