@@ -1,0 +1,446 @@
+"""Mark what sounds in a video of your own.
+
+    python -m avs_jax.predict VIDEO --checkpoint WORKDIR --output OVERLAY.mp4 [--masks DIR]
+
+VIDEO is any film with sound that FFmpeg reads, of any length, size and rate. OVERLAY.mp4 is the
+film with what sounds marked in colour, and its sound. DIR gets one PNG per mask, of the film's
+size: 000012.500.png is the mask of the picture at 12.5 s, 0 or 255 (or the class id, for a model
+that names what sounds).
+
+A model sees clips of seconds, one picture each, so there is one mask a second; --fps 4 gives four,
+each from the picture and the sound around it. Every picture of the overlay carries the mask nearest
+in time. The film is read and written bit by bit: its length is limited by the disk alone.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from avs_jax import errors, sharding, state
+from avs_jax.backbones import get_normalization
+from avs_jax.checkpoint import Loaded, load_model
+from avs_jax.data.classes import CLASS_NAMES
+from avs_jax.data.scenes import CLASSES
+from avs_jax.logs import quiet_libraries
+from avs_jax.types import Array, Float, UInt8
+from avs_jax.video import Clip, VideoInfo, probe, read_clips, read_frames, require_audio
+from avs_jax.video_writer import OverlayWriter, check_output
+from avs_jax.visualize import Overlay, write_png
+
+_ROWS = 8  # of upsampled logits at a time: those of 71 classes for a 4K frame would take 2.4 GB
+_MASK_NAME = re.compile(r"\d{6,}\.\d{3}\.png")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    quiet_libraries()
+    info = probe(args.video)  # what is wrong with the film is said before the model is loaded
+    if not args.allow_silent:
+        require_audio(info)
+    if args.output:
+        check_output(args.output, info.path)
+    sharding.start_jax()
+    loaded = load_model(args.checkpoint, args.which)
+    data = loaded.config.data
+    summary = predict_video(
+        info,
+        make_forward(loaded),
+        size=data.size,
+        seconds=data.seconds,
+        frame_offset=float(data.frame_offset),
+        output=args.output,
+        masks_dir=args.masks,
+        fps=args.fps,
+        allow_silent=args.allow_silent,
+        threshold=args.threshold,
+        batch_size=args.batch_size,
+        class_names=find_class_names(loaded),
+        progress=True,
+    )
+    print(f"{loaded.config.model.name} of {args.checkpoint}, step {loaded.step}")
+    print(summary)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; what cannot be is refused here."""
+    parser = argparse.ArgumentParser(
+        prog="python -m avs_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("video", help="the film")
+    add("--checkpoint", required=True, metavar="WORKDIR", help="WORKDIR of a training run")
+    add("--which", default="best", help="best, latest or a step (default: best)")
+    add("--output", metavar="FILE", help="overlay film to write: .mp4, .mov or .mkv")
+    add("--masks", metavar="DIR", help="folder for one PNG per mask; older masks in it go")
+    add("--fps", type=int, default=1, metavar="F", help="masks a second (default: 1)")
+    add("--allow_silent", "--allow-silent", action="store_true", help="take no sound as silence")
+    add("--threshold", type=float, default=0.5, help="of a sounding pixel's probability (0.5)")
+    add("--batch_size", "--batch-size", type=int, default=1, help="clips at a time (default: 1)")
+    args = parser.parse_args(argv)
+    if not args.output and not args.masks:
+        raise errors.BadValueError("nothing to write: give --output FILE.mp4, --masks DIR or both.")
+    for name in ("fps", "batch_size"):
+        if getattr(args, name) < 1:
+            raise errors.BadValueError(f"--{name}={getattr(args, name)}: wanted 1 or more.")
+    if not 0 < args.threshold < 1:
+        raise errors.BadValueError(
+            f"--threshold={args.threshold}: wanted a probability between 0 and 1."
+        )
+    return args
+
+
+def make_forward(loaded: Loaded) -> Callable:
+    """The checkpoint's model as `predict_video` wants it: one compiled function per shape."""
+    normalization = get_normalization(loaded.config.model.backbone)
+    apply = jax.jit(
+        state.make_forward(loaded.model, normalization=normalization, size=loaded.config.data.size)
+    )
+
+    def forward(frames, waveform, frame_mask):
+        batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
+        return apply(loaded.variables, batch)
+
+    return forward
+
+
+def find_class_names(loaded: Loaded) -> tuple[str, ...] | None:
+    """Names of the class ids of the data set that the model was trained on; None for one class."""
+    if loaded.config.model.num_classes == 1:
+        return None
+    return CLASS_NAMES if loaded.config.data.name == "avsbench" else CLASSES
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What sounds at one time of the film: u8[h w], 0 or 1, or class ids if not `binary`."""
+
+    time: float
+    pixels: UInt8[np.ndarray, "h w"]
+    binary: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `predict_video` wrote and how long it took."""
+
+    masks: int
+    film_seconds: float
+    elapsed: float  # seconds
+    first: float  # of them until the first mask, with compilation
+    output: str | None
+    masks_dir: str | None
+    sound: str  # "copied", "re-encoded" or "none"
+
+    def __str__(self) -> str:
+        sound = {"none": "no sound"}.get(self.sound, f"sound {self.sound}")
+        lines = [f"overlay  {self.output} ({self.film_seconds:.1f} s, {sound})"]
+        folder = [f"masks    {self.masks_dir} ({self.masks} PNG files)"]
+        pace = self.film_seconds / max(self.elapsed, 1e-9)
+        return "\n".join(
+            (lines if self.output else [])
+            + (folder if self.masks_dir else [])
+            + [
+                f"{self.masks} masks, {self.film_seconds:.1f} s of film in {self.elapsed:.1f} s: "
+                f"{pace:.2f} x real time ({self.first:.1f} s until the first mask)"
+            ]
+        )
+
+
+def predict_video(
+    video: str | os.PathLike | VideoInfo,
+    forward: Callable,
+    *,
+    size: int,
+    seconds: int,
+    frame_offset: float,
+    output: str | os.PathLike | None = None,
+    masks_dir: str | os.PathLike | None = None,
+    fps: int = 1,
+    allow_silent: bool = False,
+    threshold: float = 0.5,
+    batch_size: int = 1,
+    class_names: Sequence[str] | None = None,
+    progress: bool = False,
+) -> Summary:
+    """Marks what sounds in a film: writes an overlay film, a folder of masks, or both.
+
+    Nothing appears under its name, and nothing older is replaced, before all of it is complete.
+
+    Args:
+      video: path of a film, or what `video.probe` says of it.
+      forward: as in `predict_masks`, with `size` ... `batch_size`.
+      output: overlay film to write.
+      masks_dir: folder for one PNG per mask, named by its time; masks of an earlier run go, other
+        files stay.
+      class_names: by class id, for the overlay's legend.
+      progress: shows a bar.
+
+    Raises:
+      NotFoundError, BadValueError: see `video.probe`, `video.require_audio` and `OverlayWriter`.
+    """
+    started = time.monotonic()
+    info = video if isinstance(video, VideoInfo) else probe(video)
+    if not allow_silent:
+        require_audio(info)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_MaskFolder(masks_dir, info)) if masks_dir else None
+        writer = stack.enter_context(OverlayWriter(output, info)) if output else None
+        bar = stack.enter_context(_Progress(info.duration, progress))
+        times = []
+
+        def keep(masks: Iterable[Mask]) -> Iterator[Mask]:
+            for mask in masks:
+                times.append(time.monotonic() - started)
+                if folder is not None:
+                    folder.save(mask)
+                if writer is None:
+                    bar.reach(mask.time)
+                yield mask
+
+        masks = keep(
+            predict_masks(
+                info,
+                forward,
+                size=size,
+                seconds=seconds,
+                frame_offset=frame_offset,
+                fps=fps,
+                allow_silent=allow_silent,
+                threshold=threshold,
+                batch_size=batch_size,
+            )
+        )
+        if writer is not None:
+            overlays = _Nearest(masks, class_names)
+            for frame in read_frames(info):
+                writer.write(frame, overlays.at(frame.time)(frame.rgb()))
+                bar.reach(frame.time + frame.duration)
+        for _ in masks:  # those after the last picture, or all if there is no overlay to draw
+            pass
+        film_seconds = bar.reached if writer or not info.duration else info.duration
+        bar.reach(film_seconds)
+    return Summary(
+        masks=len(times),
+        film_seconds=film_seconds,
+        elapsed=time.monotonic() - started,
+        first=times[0],
+        output=os.fspath(output) if output else None,
+        masks_dir=os.fspath(masks_dir) if masks_dir else None,
+        sound=writer.sound if writer is not None else "none",
+    )
+
+
+class _Progress:
+    """A bar in seconds of film."""
+
+    def __init__(self, duration: float | None, shown: bool):
+        self.reached = 0.0
+        shape = "{n:.1f} s of film [{elapsed}]"
+        if duration:
+            shape = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of film [{elapsed}<{remaining}]"
+        self._bar = tqdm(total=duration, bar_format=shape, disable=not shown, dynamic_ncols=True)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def reach(self, seconds: float) -> None:
+        step = max(0.0, seconds - self.reached)
+        self.reached += step
+        if self._bar.total is not None and self.reached > self._bar.total:
+            self._bar.total = self.reached  # the header promised less
+        self._bar.update(step)
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+
+def predict_masks(
+    info: VideoInfo,
+    forward: Callable,
+    *,
+    size: int,
+    seconds: int,
+    frame_offset: float,
+    fps: int = 1,
+    allow_silent: bool = False,
+    threshold: float = 0.5,
+    batch_size: int = 1,
+) -> Iterator[Mask]:
+    """Yields the masks of a film in the order of time, `fps` a second, of the film's size.
+
+    Args:
+      forward: `forward(frames u8[b t size size 3], waveform f32[b 16000 * t], frame_mask bool[b t])
+        -> logits f32[b t h w k]` with b = batch_size and t = seconds, always of the same shapes:
+        the last clip is padded with masked frames, the last batch with copies.
+      size, seconds, frame_offset, fps, allow_silent: see `video.read_clips`.
+      threshold: probability above which a pixel sounds (k = 1); else the likeliest class is taken.
+    """
+    clips = read_clips(
+        info,
+        seconds=seconds,
+        frame_offset=frame_offset,
+        size=size,
+        fps=fps,
+        allow_silent=allow_silent,
+    )
+    decide = functools.partial(
+        masks_from_logits, height=info.height, width=info.width, threshold=threshold
+    )
+    held: list[tuple[float, bytes, bool]] = []  # of the clip in hand, whose phases interleave
+    index = 0
+    for clip, masks, binary in _run_batches(clips, forward, decide, batch_size):
+        if clip.index != index:
+            yield from _release(held, info)
+            held, index = [], clip.index
+        for moment, pixels in zip(clip.times, masks, strict=True):
+            if np.isfinite(moment):  # packed: 10 s of 25 masks a second in 4K would take 2 GB
+                held.append((float(moment), zlib.compress(pixels.tobytes(), 1), binary))
+    yield from _release(held, info)
+
+
+def _release(held: list, info: VideoInfo) -> Iterator[Mask]:
+    for moment, packed, binary in sorted(held):
+        pixels = np.frombuffer(zlib.decompress(packed), np.uint8)
+        yield Mask(moment, pixels.reshape(info.height, info.width), binary)
+
+
+def _run_batches(
+    clips: Iterable[Clip], forward: Callable, decide: Callable, batch_size: int
+) -> Iterator[tuple[Clip, np.ndarray, bool]]:
+    """Yields (clip, masks [t h w], binary); the device runs a batch while the next is read."""
+    clips, running = iter(clips), None
+    while True:
+        batch = list(itertools.islice(clips, batch_size))
+        started = None
+        if batch:
+            full = batch + [batch[-1]] * (batch_size - len(batch))
+            logits = forward(
+                np.stack([clip.frames for clip in full]),
+                np.stack([clip.waveform for clip in full]),
+                np.stack([clip.frame_mask for clip in full]),
+            )
+            started = (batch, decide(jnp.asarray(logits)), logits.shape[-1] == 1)
+        if running is not None:
+            for clip, masks in zip(running[0], np.asarray(running[1]), strict=False):
+                yield clip, masks, running[2]
+        if started is None:
+            return
+        running = started
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width", "threshold"))
+def masks_from_logits(
+    logits: Float[Array, "b t h w k"], height: int, width: int, threshold: float = 0.5
+) -> UInt8[Array, "b t {height} {width}"]:
+    """Logits -> masks of another size: 0 or 1 for k = 1, else the class id.
+
+    It is the logits that are resized, for smooth outlines: bilinear, as `jax.image.resize` without
+    antialiasing. A few rows at a time, because at full size those of 71 classes do not fit in
+    memory; and by indices, because there it would multiply by a dense matrix.
+    """
+    b, t, h, w, k = logits.shape
+    above, below, y = _neighbours(h, height)
+    left, right, x = _neighbours(w, width)
+
+    def decide(frame):
+        def decide_row(taps):
+            above, below, y = taps
+            row = frame[above] * (1 - y) + frame[below] * y  # w k
+            row = row[left] * (1 - x[:, None]) + row[right] * x[:, None]  # W k
+            if k == 1:
+                return (jax.nn.sigmoid(row[:, 0]) > threshold).astype(jnp.uint8)
+            # The first of the greatest, as argmax, which on a CPU takes twice as long.
+            greatest = row == row.max(axis=-1, keepdims=True)
+            return jnp.where(greatest, jnp.arange(k), k).min(axis=-1).astype(jnp.uint8)
+
+        return jax.lax.map(decide_row, (above, below, y), batch_size=_ROWS)
+
+    masks = jax.lax.map(decide, logits.astype(jnp.float32).reshape(b * t, h, w, k))
+    return masks.reshape(b, t, height, width)
+
+
+def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each new pixel the two old ones it lies between, and the weight of the second."""
+    place = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    place = place.clip(0, size - 1)
+    first = place.astype(np.int32)
+    return first, np.minimum(first + 1, size - 1), (place - first).astype(np.float32)
+
+
+class _Nearest:
+    """Overlays over a stream of masks: `at(time)`, for times that rise, is the nearest in time."""
+
+    def __init__(self, masks: Iterator[Mask], class_names: Sequence[str] | None):
+        self._masks = masks
+        self._class_names = class_names
+        self._show(next(masks))
+        self._next = next(masks, None)
+
+    def _show(self, mask: Mask) -> None:
+        self._time = mask.time
+        pixels = mask.pixels.astype(bool) if mask.binary else mask.pixels
+        names = None if mask.binary else self._class_names
+        self._overlay = Overlay(pixels, class_names=names)
+
+    def at(self, moment: float) -> Overlay:
+        while self._next is not None and self._next.time - moment <= moment - self._time:
+            self._show(self._next)
+            self._next = next(self._masks, None)
+        return self._overlay
+
+
+class _MaskFolder:
+    """A folder of masks that appears, or takes the place of older masks, when it is complete."""
+
+    def __init__(self, path: str | os.PathLike, info: VideoInfo):
+        self._path = os.path.abspath(path)
+        folder, name = os.path.split(self._path)
+        self._partial = os.path.join(folder, f".partial-{os.getpid()}-{name}")
+        self._info = info
+
+    def __enter__(self) -> "_MaskFolder":
+        check_output(self._partial, self._info.path)
+        if os.path.exists(self._path) and not os.path.isdir(self._path):
+            raise errors.BadValueError(f"--masks {self._path!r} is a file; wanted a folder.")
+        os.mkdir(self._partial)
+        return self
+
+    def save(self, mask: Mask) -> None:
+        pixels = mask.pixels * np.uint8(255) if mask.binary else mask.pixels
+        try:
+            write_png(os.path.join(self._partial, f"{mask.time:010.3f}.png"), pixels)
+        except OSError as error:
+            raise errors.BadValueError(
+                f"cannot write a mask to {self._path!r}: {error.strerror}."
+            ) from error
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            return
+        os.makedirs(self._path, exist_ok=True)
+        for name in os.listdir(self._path):
+            if _MASK_NAME.fullmatch(name):
+                os.remove(os.path.join(self._path, name))
+        for name in os.listdir(self._partial):
+            os.replace(os.path.join(self._partial, name), os.path.join(self._path, name))
+        os.rmdir(self._partial)
+
+
+if __name__ == "__main__":
+    errors.run_program(main)
