@@ -6,8 +6,6 @@ log(mel + 0.01), cut into patches of 96 windows. It is a pure function of static
 runs inside the same jit as the model and a batch travels as waveforms.
 """
 
-from typing import Literal
-
 import jax.numpy as jnp
 import numpy as np
 import soxr
@@ -120,7 +118,7 @@ def _log_mel_frames(waveform: Array, num_frames: int) -> Array:
 def log_mel(
     waveform: Float[Array, "*b s"],
     num_patches: int | None = None,
-    alignment: Literal["paper", "second"] = "paper",
+    alignment: str = "paper",
 ) -> Float[Array, "*b t 96 64"]:
     """Log-mel patches of a 16 kHz mono waveform in [-1, 1], as VGGish takes them.
 
@@ -162,7 +160,7 @@ def log_mel(
 
 
 def resample(
-    waveform: Float[np.ndarray, "s"] | Float[np.ndarray, "s c"], rate: float
+    waveform: Float[np.ndarray, "s"] | Float[np.ndarray, "s c"], rate: int | float
 ) -> Float[np.ndarray, "s2"]:
     """Host side: any rate and any number of channels -> 16 kHz mono float32, mean of the channels.
 
@@ -180,5 +178,7 @@ def resample(
         mono = mono.mean(axis=1)
     if rate == SAMPLE_RATE or mono.size == 0:
         return mono
-    # The papers resample with resampy, which is unmaintained; soxr's HQ filter is as steep.
+    # The papers resample with resampy, which is unmaintained. Its filter falls off from 7.2 kHz on:
+    # against it, log-mel of white noise differs by 0.5 in the topmost band, 0.06 in the one below,
+    # and less than 1e-3 in all others (tests/test_audio.py).
     return np.asarray(soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ"), np.float32)
