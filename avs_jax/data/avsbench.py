@@ -73,11 +73,13 @@ class AVSBench(dataset_builder.FileReaderBuilder, skip_registration=__name__ == 
         *,
         skip_broken: bool = False,
         rebuild_from: str | None = None,
+        repack: bool = False,
         num_workers: int | None = None,
         **kwargs,
     ):
         self._skip_broken = skip_broken
         self._rebuild_from = rebuild_from
+        self._repack = repack
         self._num_workers = num_workers
         super().__init__(**{"file_format": "array_record"} | kwargs)
 
@@ -102,7 +104,7 @@ class AVSBench(dataset_builder.FileReaderBuilder, skip_registration=__name__ == 
         with _hold(self.staging) as folder:
             self._remove_half_built()
             splits = {split: [clip for clip in clips if clip.split == split] for split in SPLITS}
-            plan = shards.plan_shards(folder, splits)
+            plan = shards.plan_shards(folder, splits, self._repack)
             title = f"{NAME}/{subset}"
             with tqdm.tqdm(desc=title, total=len(clips), unit="clip", smoothing=0.05) as bar:
                 workers = self._num_workers or shards.count_workers(len(clips))
@@ -293,6 +295,7 @@ def build(
     *,
     skip_broken: bool = False,
     rebuild_from: str | None = None,
+    repack: bool = False,
     num_workers: int | None = None,
 ) -> tfds.core.DatasetInfo:
     """Builds a subset under `data_dir` unless it is there, and returns what is known about it.
@@ -303,6 +306,8 @@ def build(
       data_dir: what training calls data_dir.
       skip_broken: leave broken clips out rather than refuse to finish.
       rebuild_from: "semantic": S4 or MS3 from AVSBench-semantic, with its labels.
+      repack: store PNG frames (S4, MS3) as uncompressed PNGs: the same pixels, a fifth more space
+        (the record is compressed as a whole), read about twice as fast.
       num_workers: processes; None: one for each core.
 
     Raises:
@@ -321,6 +326,7 @@ def build(
             data_dir=os.fspath(data_dir),
             skip_broken=skip_broken,
             rebuild_from=rebuild_from,
+            repack=repack,
             num_workers=num_workers,
         )
         if not builder.data_path.exists():
@@ -364,6 +370,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=["semantic"],
         help="make s4 or ms3 from AVSBench-semantic, with ITS labels",
     )
+    parser.add_argument(
+        "--repack",
+        action="store_true",
+        help="s4, ms3: the pixels of PNG frames in a coding that is read twice as fast",
+    )
     parser.add_argument("--num_workers", type=int, help="processes (default: one for each core)")
     args = parser.parse_args(argv)
     info = build(
@@ -372,6 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.dest,
         skip_broken=args.skip_broken,
         rebuild_from=args.rebuild_from,
+        repack=args.repack,
         num_workers=args.num_workers,
     )
     print(summarize(info))

@@ -32,6 +32,10 @@ from avs_jax.types import Int
 _WAV_RATES = {"v2": (48_000, 16_000)}  # Hz, as released; all others have 16 kHz
 _PATCH = 15_360  # samples, VGGish: one patch of 0.96 s for each frame ...
 _REACH = 240  # ... and by how much its last window reaches beyond it
+_UNCOMPRESSED = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 0),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+)
 _SILENCE = 1e-4  # of full scale: three steps of int16
 
 
@@ -77,8 +81,15 @@ def _reason(data: bytes, error: Exception) -> str:
     return str(error)
 
 
-def read_clip(clip: Clip) -> tuple[dict[str, typing.Any] | None, list[Finding]]:
+def read_clip(
+    clip: Clip, repack: bool = False
+) -> tuple[dict[str, typing.Any] | None, list[Finding]]:
     """Reads and decodes every file of a clip.
+
+    Args:
+      clip: see `layouts.read_clips`.
+      repack: store the pixels of PNG frames in uncompressed PNGs, which are decoded eight times as
+        fast; ArrayRecord compresses the record as a whole, faster and almost as well.
 
     Returns:
       The example, ready for `features()`, or None where a finding is fatal; and all findings.
@@ -89,7 +100,7 @@ def read_clip(clip: Clip) -> tuple[dict[str, typing.Any] | None, list[Finding]]:
             "missing_clip", os.path.dirname(clip.frames[0]), f"{clip.split} {clip.subset}"
         )
         return None, reader.findings
-    frames, sizes = _read_frames(reader)
+    frames, sizes = _read_frames(reader, repack)
     label = _read_labels(reader, sizes)
     waveform = _read_sound(reader)
     if any(finding.fatal for finding in reader.findings):
@@ -126,7 +137,7 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-def _read_frames(reader: _Reader) -> tuple[list[bytes], list[tuple[int, int] | None]]:
+def _read_frames(reader: _Reader, repack: bool) -> tuple[list[bytes], list[tuple[int, int] | None]]:
     """The encoded frames and each one's (width, height), None where it cannot be read."""
     frames, sizes = [], []
     for path in reader.clip.frames:
@@ -139,6 +150,8 @@ def _read_frames(reader: _Reader) -> tuple[list[bytes], list[tuple[int, int] | N
         if picture.format not in ("JPEG", "PNG") or picture.mode != "RGB" or not _plain(*read):
             reader.report("frame_mode", path, _describe(*read))
             data = _encode_png(np.asarray(picture.convert("RGB"))[..., ::-1])
+        elif repack and picture.format == "PNG":
+            data = _encode_png(np.asarray(picture)[..., ::-1], _UNCOMPRESSED)
         frames.append(data)
         first = next(size for size in sizes if size)
         if picture.size != first:
@@ -167,8 +180,8 @@ def _describe(data: bytes, picture: PIL.Image.Image) -> str:
     return f"{picture.format}, mode {picture.mode}{bits}{clear}"
 
 
-def _encode_png(pixels: np.ndarray) -> bytes:
-    return cv2.imencode(".png", pixels)[1].tobytes()
+def _encode_png(pixels: np.ndarray, flags: tuple[int, ...] = ()) -> bytes:
+    return cv2.imencode(".png", pixels, flags)[1].tobytes()
 
 
 def _read_labels(reader: _Reader, sizes: list[tuple[int, int] | None]) -> list[bytes]:

@@ -16,7 +16,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 from array_record.python import array_record_module
@@ -32,11 +32,12 @@ FORMAT = "1"  # of records: shards written with another one are written again
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file to write, and its clips."""
+    """A file to write, its clips, and whether to repack them (see `clips.read_clip`)."""
 
     split: str
     path: str
     clips: tuple[Clip, ...]
+    repack: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Report:
         return not any(finding.fatal for finding in self.findings)
 
 
-def plan_shards(folder: pathlib.Path, splits: dict[str, Sequence[Clip]]) -> list[Shard]:
+def plan_shards(
+    folder: pathlib.Path, splits: dict[str, Sequence[Clip]], repack: bool = False
+) -> list[Shard]:
     """Deals the clips of each split into shards, in an order that is random but always the same.
 
     In the table's order neighbours are alike; so shuffled, `train[:10%]` is a fair sample.
@@ -68,7 +71,7 @@ def plan_shards(folder: pathlib.Path, splits: dict[str, Sequence[Clip]]) -> list
         for index, start in enumerate(range(0, len(clips), CLIPS_PER_SHARD)):
             path = folder / f"{split}-{index:05d}.array_record"
             part = tuple(clips[start : start + CLIPS_PER_SHARD])
-            shards.append(Shard(split, os.fspath(path), part))
+            shards.append(Shard(split, os.fspath(path), part, repack))
     return shards
 
 
@@ -132,7 +135,7 @@ def _start_worker() -> None:
 def write_shard(shard: Shard) -> Report:
     """Writes one shard, unless it is written already, and returns its report."""
     report_path = f"{shard.path}.json"
-    fingerprint = _fingerprint(shard.clips)
+    fingerprint = _fingerprint(shard)
     report = _load_report(report_path)
     fits = report is not None and report.is_whole and report.fingerprint == fingerprint
     if fits and os.path.exists(shard.path):
@@ -143,7 +146,7 @@ def write_shard(shard: Shard) -> Report:
     writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1")  # random access
     try:
         for clip in shard.clips:
-            example, found = clips_lib.read_clip(clip)
+            example, found = clips_lib.read_clip(clip, shard.repack)
             findings += found
             if example is None:
                 continue
@@ -164,9 +167,9 @@ def write_shard(shard: Shard) -> Report:
     return report
 
 
-def _fingerprint(clips: Iterable[Clip]) -> str:
-    digest = hashlib.sha256(FORMAT.encode())
-    for clip in clips:
+def _fingerprint(shard: Shard) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {shard.repack}".encode())
+    for clip in shard.clips:
         digest.update(repr(clip).encode())
         for path in (*clip.frames, *clip.masks, *clip.colours, clip.wav):
             try:

@@ -131,6 +131,13 @@ def test_batches_for_training_and_evaluation(built, subset):
         assert batch["label"].max() < (71 if subset == "avss" else 2)
 
 
+def test_repacked_set_has_the_same_pictures(built, release, tmp_path):
+    avsbench.build("s4", release, tmp_path, repack=True)
+    for name, example in read(tmp_path, "s4", "test").items():
+        expected = read(built, "s4", "test")[name]
+        np.testing.assert_array_equal(example["frames"], expected["frames"])
+
+
 def test_summary_has_a_line_for_each_split_and_subset(built, release):
     info = avsbench.build("avss", release, built)
     text = avsbench.summarize(info)
@@ -209,18 +216,21 @@ def test_build_without_any_usable_clip_fails(source, tmp_path):
 def test_interrupted_build_looks_unfinished_and_goes_on(release, tmp_path, monkeypatch):
     read_clip, seen = clips.read_clip, []
 
-    def stop_in_the_second_split(clip):
-        if clip.split == "val":
+    def remember(clip, repack):
+        if clip.split == "val" and is_first:
             raise KeyboardInterrupt
         seen.append(clip.id)
-        return read_clip(clip)
+        return read_clip(clip, repack)
 
-    monkeypatch.setattr(clips, "read_clip", stop_in_the_second_split)
+    is_first = True
+    monkeypatch.setattr(clips, "read_clip", remember)
     with pytest.raises(KeyboardInterrupt):
         avsbench.build("s4", release, tmp_path)
     with pytest.raises(errors.NotFoundError):
         data.find_built("avsbench", "s4", tmp_path)
-    monkeypatch.setattr(clips, "read_clip", lambda clip: (seen.append(clip.id), read_clip(clip))[1])
+    monkeypatch.setattr(
+        clips, "read_clip", lambda clip, _: (seen.append(clip.id), read_clip(clip))[1]
+    )
     avsbench.build("s4", release, tmp_path)
     assert len(seen) == 8  # the four of train, then the others only
 
@@ -287,7 +297,7 @@ def test_labels_of_another_layout_are_not_taken_for_ones_own(release, built):
 
 def test_missing_layout_names_the_one_that_is_there(release, tmp_path):
     with pytest.raises(
-        errors.NotFoundError, match="no S4 .*, only AVSS .* --rebuild_from semantic"
+        errors.NotFoundError, match=r"no S4 .*, only AVSS .* --rebuild_from semantic"
     ):
         avsbench.build("s4", release / "AVSBench_semantic", tmp_path)
 

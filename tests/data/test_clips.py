@@ -62,6 +62,21 @@ def test_frames_keep_the_bytes_of_the_release(whole, name):
     assert example["frames"] == [pathlib.Path(path).read_bytes() for path in clip.frames]
 
 
+def test_repacked_frames_have_the_same_pixels(whole):
+    clip = whole["-_wznbUu3DY"]
+    example, findings = clips.read_clip(clip, repack=True)
+    assert not findings
+    for data, path in zip(example["frames"], clip.frames, strict=True):
+        assert len(data) > 32 * 32 * 3
+        np.testing.assert_array_equal(decode(data), cv2.imread(path))
+
+
+def test_repacking_leaves_jpeg_as_it_is(whole):
+    clip = whole["1-j_0_10000"]
+    example, _ = clips.read_clip(clip, repack=True)
+    assert example["frames"] == [pathlib.Path(path).read_bytes() for path in clip.frames]
+
+
 @pytest.mark.parametrize("name", ["-_wznbUu3DY", "Ab-c_d"])
 def test_s4_masks_become_zero_and_one(whole, name):
     example, _ = clips.read_clip(whole[name])

@@ -1,5 +1,6 @@
 """Writing shards: in parallel, restartable, the same every time."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -107,6 +108,13 @@ def test_shard_of_changed_files_is_written_again(plan):
     assert stamps(plan)[0] != before[0] and stamps(plan)[1:] == before[1:]
 
 
+def test_shards_in_another_packing_are_written_again(plan):
+    write(plan)
+    before = stamps(plan)
+    write([dataclasses.replace(shard, repack=True) for shard in plan])
+    assert not set(before) & set(stamps(plan))
+
+
 def test_broken_clip_is_left_out_and_told(plan):
     os.remove(plan[1].clips[0].wav)
     reports = write(plan)
@@ -125,10 +133,10 @@ def test_shard_with_a_broken_clip_is_tried_again(plan):
 def test_interrupted_shard_leaves_nothing_under_its_name(plan, monkeypatch):
     read = clips_lib.read_clip
 
-    def stop_at_third(clip):
+    def stop_at_third(clip, repack):
         if clip is plan[1].clips[0]:
             raise KeyboardInterrupt
-        return read(clip)
+        return read(clip, repack)
 
     monkeypatch.setattr(clips_lib, "read_clip", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
