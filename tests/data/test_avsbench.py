@@ -228,9 +228,7 @@ def test_interrupted_build_looks_unfinished_and_goes_on(release, tmp_path, monke
         avsbench.build("s4", release, tmp_path)
     with pytest.raises(errors.NotFoundError):
         data.find_built("avsbench", "s4", tmp_path)
-    monkeypatch.setattr(
-        clips, "read_clip", lambda clip, _: (seen.append(clip.id), read_clip(clip))[1]
-    )
+    is_first = False
     avsbench.build("s4", release, tmp_path)
     assert len(seen) == 8  # the four of train, then the others only
 
