@@ -7,7 +7,7 @@ label picture of the release carries either the ids (`labels_semantic`) or the p
 
 import numpy as np
 
-from avs_jax import errors
+from avs_jax import errors, visualize
 from avs_jax.types import UInt8
 
 _NAMES = """
@@ -47,18 +47,7 @@ def sources(category: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in CLASS_NAMES[1:])
 
 
-def _palette(size: int) -> np.ndarray:
-    """The VOC palette: the id's bits, three at a time, become the high bits of red, green, blue."""
-    ids = np.arange(size)
-    colours = np.zeros((size, 3), np.uint8)
-    for step in range(8):
-        for channel in range(3):
-            bit = (ids >> (3 * step + channel)) & 1
-            colours[:, channel] |= (bit << (7 - step)).astype(np.uint8)
-    return colours
-
-
-PALETTE = _palette(NUM_CLASSES)  # u8[71 3], RGB
+PALETTE = visualize.palette(NUM_CLASSES)  # u8[71 3], RGB
 PALETTE.setflags(write=False)
 
 

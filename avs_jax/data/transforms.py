@@ -84,6 +84,29 @@ class Resize(grain.transforms.Map):
 
 
 @dataclasses.dataclass(frozen=True)
+class CentreCrop(grain.transforms.Map):
+    """Scales the short side to `size` and keeps the middle of the long one: AVSBench on AVSS."""
+
+    size: int
+
+    def __post_init__(self):
+        _check_size(self.size)
+
+    def map(self, element: dict[str, Any]) -> dict[str, Any]:
+        height, width = element["frames"].shape[1:3]
+        short = min(height, width)
+        sides = (self.size * height // short, self.size * width // short)
+        top, left = (round((side - self.size) / 2) for side in sides)
+        out = dict(element)
+        for key in ("frames", *MASKS):
+            if key in element:
+                resize = resize_frames if key == "frames" else resize_masks
+                scaled = resize(element[key], *sides)
+                out[key] = scaled[:, top : top + self.size, left : left + self.size]
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
 class Drop(grain.transforms.Map):
     """Leaves out entries, e.g. `objects`, which training must not see."""
 
@@ -229,6 +252,7 @@ def train_transforms(
     *,
     flip: Number = 0.5,
     scale: Range = (1.0, 1.0),
+    centre: bool = False,
     brightness: Number = 0.0,
     contrast: Number = 0.0,
     saturation: Number = 0.0,
@@ -237,11 +261,17 @@ def train_transforms(
 ) -> list:
     """The transforms of training in their order; arguments as in `config.data.augment`.
 
-    Raises BadValueError if a number is out of its range.
+    `centre`: the middle of the picture rather than a random piece of it, as AVSBench trains.
+
+    Raises BadValueError if a number is out of its range, or `scale` is given with `centre`.
     """
+    if centre and tuple(scale) != (1, 1):
+        raise errors.BadValueError(
+            f"scale={tuple(scale)} needs a random piece; leave it at (1, 1) or centre at False."
+        )
     return [
         Drop(("objects", "num_objects")),
-        ScaleCrop(size, tuple(scale)),
+        CentreCrop(size) if centre else ScaleCrop(size, tuple(scale)),
         Flip(flip),
         ColourJitter(brightness, contrast, saturation),
         Gain(tuple(gain_db), gain_chance),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from avs_jax import errors
 from avs_jax.data import transforms
@@ -179,3 +180,36 @@ def test_evaluation_without_a_size_changes_nothing():
 def test_numbers_out_of_range_are_refused(make, said):
     with pytest.raises(errors.BadValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize(("height", "width"), [(54, 96), (96, 54), (48, 48), (56, 100), (135, 240)])
+def test_centre_crop_is_where_avsbench_has_it(height, width):
+    example = make_example(height // 8 * 8, width // 8 * 8)
+    height, width = example["label"].shape[1:]
+    cropped = transforms.CentreCrop(32).map(example)
+    # The published loader: Pillow, nearest for labels, bilinear for frames.
+    if width > height:
+        size = (int(32 * width / height), 32)
+    else:
+        size = (32, int(32 * height / width))
+    left, top = (round((side - 32) / 2) for side in size)
+    box = (left, top, left + 32, top + 32)
+    for index in range(3):
+        label = Image.fromarray(example["label"][index].astype(np.uint8))
+        expected = label.resize(size, Image.Resampling.NEAREST).crop(box)
+        np.testing.assert_array_equal(cropped["label"][index], np.asarray(expected))
+        frame = Image.fromarray(example["frames"][index])
+        expected = frame.resize(size, Image.Resampling.BILINEAR).crop(box)
+        # Green is a smooth ramp, which tells the place whatever the filter.
+        ours, theirs = cropped["frames"][index][..., 1], np.asarray(expected)[..., 1]
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_training_takes_the_centre_when_asked():
+    transform = transforms.train_transforms(16, centre=True)[1]
+    assert transform == transforms.CentreCrop(16)
+
+
+def test_centre_and_scale_exclude_each_other():
+    with pytest.raises(errors.BadValueError, match="needs a random piece"):
+        transforms.train_transforms(16, centre=True, scale=(0.5, 2.0))
