@@ -417,6 +417,7 @@ class _MaskFolder:
         check_output(self._partial, self._info.path)
         if os.path.exists(self._path) and not os.path.isdir(self._path):
             raise errors.BadValueError(f"--masks {self._path!r} is a file; wanted a folder.")
+        shutil.rmtree(self._partial, ignore_errors=True)  # of a killed run with the same number
         os.mkdir(self._partial)
         return self
 

@@ -8,11 +8,13 @@ import tracemalloc
 import av
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import errors, predict, video
+from avs_jax import checkpoint, errors, predict, video
+from avs_jax.models import get_model
 from tests import film
 
 SETTINGS = {"size": 32, "seconds": 2, "frame_offset": 0.5}
@@ -349,3 +351,42 @@ def test_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(errors.NotFoundError, match="no checkpoint under"):
         predict.main([path, "--checkpoint", str(tmp_path / "x"), "--masks", str(tmp_path / "m")])
     assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_program_segments_a_film_with_a_model(tmp_path, fill_variables, monkeypatch, capsys):
+    model = {
+        "name": "avesformer",
+        "backbone": "small_resnet",
+        "audio_backbone": "audio_cnn",
+        "num_classes": 1,
+    }
+    data = {"name": "sounding_shapes", "size": 32, "seconds": 2, "frame_offset": 0.5}
+    config = ml_collections.FrozenConfigDict({"model": model, "data": data})
+    module = get_model(**model)
+    inputs = jnp.zeros((1, 2, 32, 32, 3)), jnp.zeros((1, 2, 96, 64))
+    variables = fill_variables(module, *inputs)
+    loaded = checkpoint.Loaded(config, module, variables, 7)
+    monkeypatch.setattr(predict, "load_model", lambda directory, which: loaded)
+    monkeypatch.setattr(predict.sharding, "start_jax", lambda: None)
+    path = make_film(tmp_path / "a.mp4", seconds=3)
+    arguments = ["--checkpoint", "run", "--output", "out.mp4", "--masks", "masks"]
+    monkeypatch.chdir(tmp_path)
+    predict.main([path, *arguments])
+    assert video.probe("out.mp4").has_audio
+    masks = read_masks(tmp_path / "masks")
+    assert list(masks) == ["000000.500.png", "000001.500.png", "000002.500.png"]
+    assert all(set(np.unique(mask).tolist()) <= {0, 255} for mask in masks.values())
+    printed = capsys.readouterr().out
+    assert "avesformer of run, step 7" in printed
+    assert "x real time" in printed
+
+
+@pytest.mark.parametrize(
+    ("data", "num_classes", "last"),
+    [("avsbench", 71, "woman"), ("sounding_shapes", 11, "engine star"), ("avsbench", 1, None)],
+)
+def test_class_names_are_the_data_set_s(data, num_classes, last):
+    config = {"model": {"num_classes": num_classes}, "data": {"name": data}}
+    loaded = checkpoint.Loaded(ml_collections.FrozenConfigDict(config), None, {}, 0)
+    names = predict.find_class_names(loaded)
+    assert (None if last is None else (len(names), names[-1])) == (last and (num_classes, last))
