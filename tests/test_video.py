@@ -2,11 +2,14 @@
 
 import itertools
 import tracemalloc
+import unittest.mock
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from avs_jax import audio, errors, video
 from tests import film
@@ -406,6 +409,55 @@ def test_frames_are_resized(tmp_path, size):
     (clip,) = read_clips(path, size=size)
     assert clip.frames.shape == (2, size, size, 3)
     assert corners(clip.frames[0]) == "rgbk"
+
+
+class Stamped:
+    """Stands in for a frame: its picture is its number in the film."""
+
+    def __init__(self, number, time, duration):
+        self.number, self.time, self.duration = number, time, duration
+
+    def rgb(self):
+        return np.full((1, 1, 3), self.number, np.uint8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(1, 3000), max_size=40),
+    st.integers(1, 2000),
+    st.sampled_from([0.0, 0.5, 15 / 16]),
+    st.integers(1, 7),
+)
+def test_any_film_gives_the_frames_on_screen_at_rising_times(steps, tail, offset, fps):
+    stamps = np.cumsum([0, *steps]) / 1000
+    durations = np.append(np.diff(stamps), tail / 1000)
+    frames = [Stamped(i, *pair) for i, pair in enumerate(zip(stamps, durations, strict=True))]
+    end = stamps[-1] + tail / 1000
+    info = video.VideoInfo("film", 1, 1, 25.0, None, 0.0, 0, 0, "no audio track")
+    with unittest.mock.patch.object(video, "read_frames", lambda info: iter(frames)):
+        samples = list(video._sample_frames(info, offset, fps, None))
+    times = np.array([time for _, time, _ in samples])
+    assert [j for j, _, _ in samples] == list(range(len(samples)))
+    assert (np.diff(times) > 0).all()
+    assert times[0] >= 0 and times[-1] < end
+    assert len(samples) >= int((end - 1) * fps)  # all whole seconds count
+    for _, time, rgb in samples:
+        assert rgb[0, 0, 0] == np.searchsorted(stamps, time + 1e-6, "right") - 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 50), max_size=30),
+    st.lists(st.integers(0, 40), min_size=1, max_size=10),
+    st.integers(1, 60),
+)
+def test_windows_do_not_depend_on_how_the_sound_comes_in_blocks(blocks, steps, length):
+    samples = np.arange(1, sum(blocks) + 1, dtype=np.float32)
+    sound = video._Sound(np.split(samples, np.cumsum(blocks)))
+    endless = np.concatenate([samples, np.zeros(sum(steps) + length, np.float32)])
+    for begin in np.cumsum(steps):
+        window = sound.window(int(begin), length)
+        np.testing.assert_array_equal(window, endless[begin : begin + length])
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path):
