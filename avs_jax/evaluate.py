@@ -1,23 +1,39 @@
 """Evaluate a checkpoint: every figure of a split, with the sound it came with and without it.
 
-    python -m avs_jax.evaluate --checkpoint WORKDIR --split test --sounds own,mute,swap
+    python -m avs_jax.evaluate --checkpoint WORKDIR
+    python -m avs_jax.evaluate --checkpoint WORKDIR --metrics paper,strict,dataset,jf,robust
 
 WORKDIR is what `avs_jax.train` wrote; the model, its data set and picture size come from the
-checkpoint's own config. Prints a table and one JSON line, and writes results.json (the same line)
-and results.md (the table) to --output, by default WORKDIR. Where the data set knows the masks of
-all visible objects, the score of a deaf model that marks them all perfectly stands beside the
-result: a model near it shows nothing about listening.
+checkpoint's own config. To evaluate weights that `avs_jax.convert` wrote, name the config they are
+for: --config configs/pcmanet.py:subset=s4 --checkpoint CONVERTED.
+
+Prints tables and one JSON line, and writes results.json (the same line), results.md (the tables)
+and, with --metrics, details.json (by clip, class and group) to --output, by default WORKDIR:
 
     miou           mean IoU over frames (AVSBench's; on AVSS over classes)
     f_measure      best F-measure over thresholds, per video (AVSBench's with batches of one video)
     *_mute         the sound replaced by silence; *_swap by another clip's
+    *_all_objects_oracle    a deaf model that marks every visible object perfectly, where the data
+                   set knows them: a result near it shows nothing about listening
+
+--metrics adds families of figures that other papers report; they differ by ten points and more on
+the same masks, so compare within one family only:
+
+    paper    AVSBench's evaluation code, batch by batch (--f_batch_videos), to the digit
+    strict   every frame weighs the same, one threshold for the set, no padded frames: recommended
+    dataset  pixels summed over the whole set before anything is divided
+    jf       DAVIS: region similarity J, boundary accuracy F
+    robust   silence, noise, a sound from off the screen, another clip's, a late one
 """
 
 import argparse
 import hashlib
+import importlib.util
 import json
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -25,35 +41,45 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from avs_jax import errors, sharding, state
+from avs_jax import errors, modes, report, sharding, sounds, state, weights
 from avs_jax.backbones import get_normalization
-from avs_jax.checkpoint import Loaded, load_model
-from avs_jax.data import open_split, pipeline
-from avs_jax.evaluators import ORACLE, build_evaluators, split_name
+from avs_jax.checkpoint import Loaded, build_model, load_model
+from avs_jax.data import classes, open_split, pipeline, scenes, transforms
+from avs_jax.evaluators import ORACLE, oracle_logits, split_name
 from avs_jax.logs import quiet_libraries
+from avs_jax.records import Records, collect, make_score
+
+FAMILIES = (*modes.MODES, "robust")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     quiet_libraries()
     sharding.start_jax(args.distributed)
-    loaded = load_model(args.checkpoint, args.which)
+    started = time.monotonic()
+    loaded = load(args.checkpoint, args.which, args.config)
     config = override(loaded.config, args)
-    mesh = sharding.make_mesh()
+    if args.original_size and args.distributed:
+        raise errors.BadValueError("--original_size works on one host; leave out --distributed.")
+    # Clips of their original size do not fit into one batch: one clip at a time, on one device.
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1] if args.original_size else None)
     sharding.check_batch_size(config.eval.batch_size, mesh, "--batch_size")
     data = config.data
     source = open_split(data.name, data.subset, config.eval.split, data.data_dir)
-    with config.unlocked():
-        config.eval.oracle = "objects" in source[0]
-    started = time.monotonic()
-    scores = run_evaluators(loaded, config, source, mesh)
-    results = (
-        scores
-        | describe(loaded, config, args.checkpoint, len(source))
-        | {"eval/seconds": round(time.monotonic() - started, 1)}
-    )
+    folder = None
+    if args.save_masks:
+        folder = report.MaskFolder(args.save_masks, config.model.num_classes)
+
+    passes = Passes(loaded, config, source, mesh, args.original_size, folder)
+    records = run_passes(passes, args.sounds, "jf" in args.metrics, "robust" in args.metrics)
+
     if jax.process_index() == 0:
-        write(results, config, epath.Path(args.output or args.checkpoint))
+        about = describe(loaded, config, args) | {
+            "clips": len(records["own"].clips),
+            "frames": int(records["own"].use.sum()),
+            "eval/seconds": round(time.monotonic() - started, 1),
+        }
+        present(records, about, config, args)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -62,21 +88,86 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, help="WORKDIR of a training run")
-    parser.add_argument("--which", default="best", help="best, latest or a step (default: best)")
-    parser.add_argument("--split", default="test", help="e.g. test, or test[:100] (default: test)")
-    parser.add_argument(
+
+    def names(kind, known):
+        def parse(text):
+            chosen = known if text == "all" else tuple(filter(None, text.split(",")))
+            for name in chosen:
+                if name not in known:
+                    raise errors.unknown_name(kind, name, (*known, "all"))
+            return chosen
+
+        return parse
+
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="WORKDIR of a training run, or converted weights")
+    add("--which", default="best", help="best, latest or a step (default: best)")
+    add("--config", help="FILE[:arguments], for converted weights or another data set")
+    add("--split", default="test", help="e.g. test, validation, test[:100] (default: test)")
+    add(
         "--sounds",
-        default="own,mute,swap",
-        help=f"comma-separated, of {', '.join(pipeline.SOUNDS)} (default: all)",
+        type=names("sound", sounds.SOUNDS),
+        default=pipeline.SOUNDS,
+        help=f"comma-separated, of {', '.join(sounds.SOUNDS)}, or all (default: own,mute,swap)",
     )
-    parser.add_argument("--batch_size", type=int, help="clips, over all devices")
-    parser.add_argument("--data_dir", help="where the data set is built, if not where it was")
-    parser.add_argument("--output", help="folder for results.json and results.md")
-    parser.add_argument(
-        "--distributed", action="store_true", help="one of several hosts (jax.distributed)"
+    add(
+        "--metrics",
+        type=names("metric", FAMILIES),
+        default=(),
+        help=f"comma-separated, of {', '.join(FAMILIES)}, or all (default: none)",
     )
+    add("--f_batch_videos", type=int, default=4, help="clips of a batch in paper mode (default: 4)")
+    add("--no_padded_frames", action="store_true", help="leave them out of AVSS in paper mode")
+    add("--original_size", action="store_true", help="score at the size on disk, not the model's")
+    add("--save_masks", metavar="DIR", help="folder for every predicted mask, as ids and colours")
+    add("--batch_size", type=int, help="clips, over all devices")
+    add("--data_dir", help="where the data set is built, if not where it was")
+    add("--output", metavar="DIR", help="folder for the results (default: the checkpoint's)")
+    add("--distributed", action="store_true", help="one of several hosts (jax.distributed)")
     return parser.parse_args(argv)
+
+
+# ------------------------------------------------------------------------------------------ inputs
+
+
+def load(checkpoint: str, which: str, config_file: str | None) -> Loaded:
+    """A run's model, or converted weights in the model of a config file.
+
+    Raises:
+      NotFoundError, BadValueError: what is not there, cannot be read, or does not fit.
+    """
+    given = read_config(config_file) if config_file else None
+    if not (epath.Path(checkpoint) / weights.PROVENANCE).exists():
+        loaded = load_model(checkpoint, which)
+        if given is None:
+            return loaded
+        with given.unlocked():
+            given.model = ml_collections.ConfigDict(loaded.config.model)
+        return loaded._replace(config=given)
+    if given is None:
+        raise errors.BadValueError(
+            f"{checkpoint} holds converted weights, which do not say what data they are for; add "
+            "--config FILE[:arguments], e.g. configs/pcmanet.py:subset=s4."
+        )
+    model = build_model(given)
+    shapes = {"batch_stats": {}} | dict(state.init_shapes(model, 1, given.data.size))
+    variables, _ = weights.merge_init(shapes, {"model": checkpoint})
+    return Loaded(given, model, variables, step=0)
+
+
+def read_config(text: str) -> ml_collections.ConfigDict:
+    """FILE[:arguments] -> what the file's get_config gives; see configs/.
+
+    Raises:
+      NotFoundError: there is no such file.
+    """
+    path, _, arguments = text.partition(":")
+    if not epath.Path(path).is_file():
+        raise errors.NotFoundError(f"no config file {path}; known ones are in configs/.")
+    spec = importlib.util.spec_from_file_location("avs_jax_evaluate_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arguments or None)
 
 
 def override(config: Mapping, args: argparse.Namespace) -> ml_collections.ConfigDict:
@@ -84,32 +175,21 @@ def override(config: Mapping, args: argparse.Namespace) -> ml_collections.Config
     config = ml_collections.ConfigDict(config)
     with config.unlocked():
         config.eval.split = args.split
-        config.eval.sounds = tuple(args.sounds.split(","))
-        if args.batch_size is not None:
+        if args.original_size:
+            config.eval.batch_size = 1
+        elif args.batch_size is not None:
             config.eval.batch_size = args.batch_size
         if args.data_dir is not None:
             config.data.data_dir = args.data_dir
     return config
 
 
-def run_evaluators(loaded: Loaded, config, source, mesh) -> dict[str, float]:
-    """Every pass over the split, each with a progress bar."""
-    normalization = get_normalization(config.model.backbone)
-    forward = state.make_forward(loaded.model, normalization=normalization, size=config.data.size)
-    passes = build_evaluators(config, forward, source, sharding.batch_sharding(mesh))
-    variables = replicate(loaded.variables, mesh)
-    scores = {}
-    for evaluator in passes:
-        name = f"{evaluator.name}{evaluator.suffix}"
-
-        def track(batches, name=name):
-            return tqdm(batches, desc=name, unit="batch", disable=jax.process_index() > 0)
-
-        scores |= dict(evaluator.run(variables, track))
-    return scores
+def class_names(config: Mapping) -> tuple[str, ...]:
+    """Names by class id."""
+    return classes.CLASS_NAMES if config.data.name == "avsbench" else scenes.CLASSES
 
 
-def replicate(tree, mesh):
+def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Host or local arrays -> the same on every device of every process."""
     everywhere = sharding.replicated(mesh)
 
@@ -120,69 +200,181 @@ def replicate(tree, mesh):
     return jax.tree.map(place, tree)
 
 
-def describe(loaded: Loaded, config, checkpoint: str, clips: int) -> dict:
+# ------------------------------------------------------------------------------------------ passes
+
+
+class Passes:
+    """Passes of one model over one split."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        config: ml_collections.ConfigDict,
+        source: Any,
+        mesh: jax.sharding.Mesh,
+        original_size: bool = False,
+        folder: report.MaskFolder | None = None,
+    ):
+        self.source = source
+        self.num_classes = config.model.num_classes
+        self._kind = "binary" if self.num_classes == 1 else "semantic"
+        self._config = config
+        self._folder = folder
+        self._transforms = transforms.eval_transforms(None if original_size else config.data.size)
+        self._clips = sharding.batch_sharding(mesh)
+        self._variables = replicate(loaded.variables, mesh)
+        self._forward = state.make_forward(
+            loaded.model,
+            normalization=get_normalization(config.model.backbone),
+            size=config.data.size,
+        )
+        self._scores: dict[tuple, Callable] = {}
+
+    def run(
+        self,
+        sound: str,
+        others: Sequence[int] | None = None,
+        *,
+        boundaries: bool = False,
+        oracle: bool = False,
+    ) -> Records:
+        """One pass with that sound; `others` as for `sounds.Heard`.
+
+        oracle: score perfect masks of all visible objects instead of the model's.
+        """
+        saves = self._folder is not None and sound == "own" and not oracle
+        options = (boundaries, saves, oracle)
+        if options not in self._scores:  # sounds share a compilation
+            forward = self._deaf if oracle else self._forward
+            self._scores[options] = make_score(
+                forward, self._kind, self._clips, boundaries=boundaries, masks=saves
+            )
+        batches = pipeline.eval_batches(
+            sounds.Heard(self.source, sound, others),
+            batch_size=self._config.eval.batch_size // jax.process_count(),
+            transforms=self._transforms,
+            sound=sounds.pipeline_sound(sound),
+            shard=(jax.process_index(), jax.process_count()),
+            num_threads=self._config.data.num_threads,
+        )
+        name = ORACLE if oracle else sound
+
+        def track(batches):
+            return tqdm(batches, desc=name, unit="batch", disable=jax.process_index() > 0)
+
+        return collect(
+            self._scores[options],
+            self._variables,
+            batches,
+            self._clips,
+            self._kind,
+            track=track,
+            on_masks=self._folder.save if saves else None,
+        )
+
+    def _deaf(self, _, batch):
+        return oracle_logits(batch["objects"], self.num_classes)
+
+
+def run_passes(
+    passes: Passes, names: Sequence[str], boundaries: bool, robust: bool
+) -> dict[str, Records]:
+    """The clips' own sound, the others asked for, and the oracle where objects are known."""
+    wanted = dict.fromkeys([*names, *(sounds.SOUNDS if robust else ())])
+    wanted.pop("own", None)
+    records = {"own": passes.run("own", boundaries=boundaries)}
+    for sound in wanted:
+        others = None
+        if sound == "offscreen":
+            clips = records["own"].clips
+            try:
+                others = sounds.choose_offscreen(
+                    [clip.visible for clip in clips], [clip.sounding for clip in clips]
+                )
+            except errors.BadValueError as error:
+                if sound in names:
+                    raise
+                tqdm.write(f"off-screen test left out: {error}", file=sys.stderr)
+                continue
+        records[sound] = passes.run(sound, others)
+    if "objects" in passes.source[0]:
+        records[ORACLE] = passes.run("own", oracle=True)
+    return records
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+
+def describe(loaded: Loaded, config: Mapping, args: argparse.Namespace) -> dict[str, Any]:
     """What the figures are of: they mean nothing without it."""
     words = json.dumps(json.loads(loaded.config.to_json()), sort_keys=True)
     about = {
         "params": state.count_params(loaded.variables["params"]),
-        "model": loaded.config.model.name,
+        "model": config.model.name,
         "data": f"{config.data.name}/{config.data.subset}/{config.eval.split}",
-        "clips": clips,
         "size": config.data.size,
-        "checkpoint": str(checkpoint),
+        "scored_at": "original size" if args.original_size else "model size",
+        "checkpoint": str(args.checkpoint),
         "step": loaded.step,
         "config_hash": hashlib.sha256(words.encode()).hexdigest()[:12],
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    seconds = training_seconds(epath.Path(checkpoint) / "metrics.jsonl")
-    return about if seconds is None else about | {"train/seconds": seconds}
+    log = epath.Path(args.checkpoint) / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    trained = [line["train/seconds"] for line in lines if "train/seconds" in line]
+    if trained:
+        about["train/seconds"] = round(trained[-1], 1)
+    return about
 
 
-def training_seconds(path: epath.Path) -> float | None:
-    """How long the run trained, if its log is there."""
-    if not path.exists():
-        return None
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    times = [line["train/seconds"] for line in lines if "train/seconds" in line]
-    return round(times[-1], 1) if times else None
+def compute_families(
+    records: Mapping[str, Records], args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """{family: {figure: value}} of the families asked for, and a bootstrap interval."""
+    own = records["own"]
+    families = {}
+    for family in args.metrics:
+        if family == "robust":
+            heard = {s: r for s, r in records.items() if s in sounds.SOUNDS[1:]}
+            families[family] = modes.robust(own, heard)
+        elif family == "paper":
+            families[family] = modes.paper(own, args.f_batch_videos, not args.no_padded_frames)
+        else:
+            families[family] = modes.MODES[family](own)
+    if args.metrics:
+        families["interval"] = {
+            f"{name}_{end}": value
+            for name, ends in modes.intervals(own).items()
+            for end, value in zip(("low", "high"), ends, strict=True)
+        }
+    return families
 
 
-def write(results: dict, config, output: epath.Path) -> None:
-    """Prints the table and the JSON line, and writes both to the folder `output`."""
-    table = make_table(results, split_name(config.eval.split))
-    line = json.dumps(results)
-    print(f"\n{table}\n{line}")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "results.json").write_text(line + "\n")
-        (output / "results.md").write_text(table)
-    except OSError as error:
-        raise errors.BadValueError(
-            f"--output {output} is not writable ({error.strerror}); name a folder that is."
-        ) from error
-
-
-def make_table(results: Mapping, split: str) -> str:
-    """Markdown: a row per metric, a column per sound, and what it is all of below."""
-    columns = {"own": ""} | {s: f"_{s}" for s in (*pipeline.SOUNDS[1:], ORACLE)}
-    cells = {}  # metric -> column -> value
-    for name, value in results.items():
-        if not name.startswith(f"{split}/"):
-            continue
-        metric = name.removeprefix(f"{split}/")
-        column = next((c for c, s in columns.items() if s and metric.endswith(s)), "own")
-        cells.setdefault(metric.removesuffix(columns[column]), {})[column] = value
-    used = [c for c in columns if any(c in row for row in cells.values())]
-    lines = [
-        f"| {split} | " + " | ".join(c.replace("_", " ") for c in used) + " |",
-        "|---" * (len(used) + 1) + "|",
-    ]
-    for metric, row in cells.items():
-        numbers = (f"{row[c]:.4f}" if c in row else "" for c in used)
-        lines.append(f"| {metric} | " + " | ".join(numbers) + " |")
-    about = {name: value for name, value in results.items() if not name.startswith(f"{split}/")}
-    lines += ["", *(f"- {name}: {value}" for name, value in about.items()), ""]
-    return "\n".join(lines)
+def present(
+    records: Mapping[str, Records], about: Mapping, config: Mapping, args: argparse.Namespace
+) -> None:
+    """Prints tables and the JSON line, and writes them."""
+    split = split_name(config.eval.split)
+    shown = [sound for sound in records if sound in (*args.sounds, "own", ORACLE)]
+    by_sound = {sound: modes.summary(records[sound]) for sound in shown}
+    results = {
+        f"{split}/{metric}" + ("" if sound == "own" else f"_{sound}"): value
+        for sound, figures in by_sound.items()
+        for metric, value in figures.items()
+    }
+    tables = [report.table_of_sounds(split, by_sound)]
+    for family, figures in compute_families(records, args).items():
+        results |= {f"{family}/{name}": value for name, value in figures.items()}
+        title = "95 % interval over clips" if family == "interval" else family
+        tables.append(report.table_of_figures(title, figures))
+    details = report.breakdown(records["own"], class_names(config)) if args.metrics else {}
+    if details:
+        tables += report.tables_of_breakdown(details)
+    results |= about
+    tables.append("\n".join(f"- {name}: {value}" for name, value in about.items()) + "\n")
+    text = "\n".join(tables)
+    print(f"\n{text}\n{json.dumps(results)}")
+    report.write(epath.Path(args.output or args.checkpoint), results, details, text)
 
 
 if __name__ == "__main__":

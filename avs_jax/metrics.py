@@ -316,7 +316,7 @@ class BinaryState:
     def compute(self) -> dict[str, float]:
         """See the class. Raises BadValueError if no frame was added."""
         nonempty, empties, videos = int(self.nonempty), int(self.empties), int(self.videos)
-        _require_frames(nonempty + empties)
+        require_frames(nonempty + empties)
         total = self.iou_nonempty.value() + self.iou_empty.value()
         results = {
             "miou": total / (nonempty + empties),
@@ -395,7 +395,7 @@ class SemanticState:
 
     def compute(self) -> dict[str, float]:
         """See the class. Raises BadValueError if no frame was added."""
-        _require_frames(int(self.frames))
+        require_frames(int(self.frames))
         classes = self.per_class()
         present = classes["present"]
         results = {}
@@ -416,7 +416,7 @@ def _merge(one, other):
     return type(one)(**merged)
 
 
-def _require_frames(number):
+def require_frames(number):
     if not number:
         raise BadValueError(
             "no labelled frame was evaluated: the split is empty, or no frame of it is labelled."

@@ -5,9 +5,11 @@ import json
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
+from PIL import Image
 
-from avs_jax import errors, evaluate, state
+from avs_jax import errors, evaluate, report, state, weights
 from avs_jax.checkpoint import Checkpoints, build_model
 from configs import common
 from tests.data.tiny import build_tiny
@@ -52,7 +54,7 @@ def run(tmp_path_factory, fill_variables):
     inputs = [jnp.zeros(x.shape, x.dtype) for x in state.example_inputs(5, 32)]
     variables = jax.tree.map(jnp.asarray, fill_variables(model, *inputs))
     workdir = tmp_path_factory.mktemp("run")
-    checkpoints = Checkpoints(workdir, config)
+    checkpoints = Checkpoints(str(workdir), config)
     train_state = state.TrainState(
         jnp.asarray(7), variables["params"], variables["batch_stats"], opt_state={}
     )
@@ -111,6 +113,125 @@ def test_slice_of_a_split_keeps_its_name(run, tmp_path):
     assert results["clips"] == 2 and "test/miou" in results
 
 
+# ----------------------------------------------------------------------------------- all families
+
+
+@pytest.fixture(scope="module")
+def everything(run, tmp_path_factory):
+    """The folder of a run with every family, masks saved in masks/."""
+    output = tmp_path_factory.mktemp("all")
+    evaluate.main(
+        [
+            "--checkpoint",
+            str(run[0]),
+            "--output",
+            str(output),
+            "--metrics",
+            "all",
+            "--sounds",
+            "own",
+            "--save_masks",
+            str(output / "masks"),
+        ]
+    )
+    return output
+
+
+def test_every_family_has_its_figures(everything):
+    results = json.loads((everything / "results.json").read_text())
+    for name in ("paper/miou", "strict/f_measure", "dataset/fdr", "jf/j_and_f", "robust/noise/fpr"):
+        assert 0 <= results[name] <= 1
+    assert results["paper/f_batch_videos"] == 4
+    assert results["interval/miou_low"] <= results["test/miou"] <= results["interval/miou_high"]
+
+
+def test_robust_family_hears_every_sound(everything):
+    results = json.loads((everything / "results.json").read_text())
+    heard = {name.split("/")[1] for name in results if name.startswith("robust/")}
+    assert heard == {"mute", "noise", "offscreen", "swap", "shift"}
+
+
+def test_details_are_by_clip_and_group(everything):
+    details = json.loads((everything / "details.json").read_text())
+    results = json.loads((everything / "results.json").read_text())
+    assert len(details["clips"]) == CLIPS
+    assert np.mean(list(details["clips"].values())) == pytest.approx(results["test/miou"], abs=1e-5)
+    assert {"second_0", "second_1_on"} <= set(details["groups"])
+
+
+def test_every_family_has_a_table(everything):
+    text = (everything / "results.md").read_text()
+    for title in ("paper", "strict", "dataset", "jf", "robust", "strict, by group"):
+        assert f"\n| {title} |" in text
+
+
+def test_masks_are_saved_for_every_second(everything):
+    folders = sorted((everything / "masks").iterdir())
+    assert len(folders) == CLIPS
+    for folder in folders:
+        assert sorted(p.name for p in (folder / "masks").iterdir()) == [
+            f"{i}.png" for i in range(5)
+        ]
+    mask = np.asarray(Image.open(folders[0] / "masks" / "0.png"))
+    colours = np.asarray(Image.open(folders[0] / "palette" / "0.png"))
+    assert mask.shape == (32, 32) and set(np.unique(mask)) <= {0, 255}
+    np.testing.assert_array_equal(colours.any(-1), mask > 0)
+
+
+def test_original_size_equals_model_size_where_both_are_the_same(run, evaluated, tmp_path):
+    evaluate.main(
+        [
+            "--checkpoint",
+            str(run[0]),
+            "--output",
+            str(tmp_path),
+            "--sounds",
+            "own",
+            "--original_size",
+        ]
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["test/miou"] == pytest.approx(evaluated[0]["test/miou"], abs=1e-4)
+    assert results["scored_at"] == "original size"
+
+
+def test_converted_weights_are_evaluated_by_their_config(run, evaluated, tmp_path):
+    loaded = evaluate.load_model(str(run[0]))
+    fields = loaded.config.model.to_dict()
+    weights.save_converted(
+        str(tmp_path / "converted"), fields.pop("name"), loaded.variables, {}, **fields
+    )
+    file = tmp_path / "config.py"
+    file.write_text(
+        "import ml_collections\n"
+        f"def get_config(arguments):\n"
+        f"    return ml_collections.ConfigDict({json.loads(loaded.config.to_json())!r})\n"
+    )
+    evaluate.main(
+        ["--checkpoint", str(tmp_path / "converted"), "--config", str(file), "--sounds", "own"]
+    )
+    results = json.loads((tmp_path / "converted" / "results.json").read_text())
+    assert results["test/miou"] == evaluated[0]["test/miou"]
+
+
+# ------------------------------------------------------------------------------------------- report
+
+
+def test_mask_folder_survives_odd_clip_names(tmp_path):
+    clip = report.Clip("-a/b:c d")
+    report.MaskFolder(str(tmp_path), 3).save(clip, np.full((1, 4, 4), 2, np.uint8))
+    mask = np.asarray(Image.open(tmp_path / "-a_b_c_d" / "masks" / "0.png"))
+    assert (mask == 2).all()
+
+
+def test_table_leaves_blanks_where_there_is_no_figure():
+    table = report.table_of_sounds("test", {"own": {"miou": 0.5, "x": 1.0}, "mute": {"miou": 0.25}})
+    assert table.splitlines()[2:] == ["| miou | 0.5000 | 0.2500 |", "| x | 1.0000 |  |"]
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
 def _refuse(run, error, match, *arguments):
     with pytest.raises(error, match=match):
         evaluate.main(["--checkpoint", str(run[0]), *arguments])
@@ -127,6 +248,20 @@ def test_unknown_step_is_refused(run):
 
 def test_unknown_sound_is_refused(run):
     _refuse(run, errors.UnknownNameError, "unknown sound 'loud'", "--sounds", "own,loud")
+
+
+def test_unknown_family_is_refused(run):
+    _refuse(run, errors.UnknownNameError, "unknown metric 'fj'; known: all", "--metrics", "fj")
+
+
+def test_missing_config_file_is_refused(run):
+    _refuse(run, errors.NotFoundError, "no config file nowhere.py", "--config", "nowhere.py:a=1")
+
+
+def test_converted_weights_without_config_are_refused(tmp_path):
+    (tmp_path / weights.PROVENANCE).write_text("{}")
+    with pytest.raises(errors.BadValueError, match="add --config"):
+        evaluate.main(["--checkpoint", str(tmp_path)])
 
 
 def test_unknown_split_is_refused(run):

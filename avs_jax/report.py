@@ -1,0 +1,125 @@
+"""Figures for people and programs: Markdown tables, JSON, saved masks."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from avs_jax import errors, modes
+from avs_jax.records import Clip, Records
+from avs_jax.types import UInt8
+from avs_jax.visualize import BINARY_COLOURS, palette, write_png
+
+
+def make_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown: a row per name in `rows`; numbers with four digits, blanks where there is none."""
+
+    def cell(value):
+        if value is None:
+            return ""
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(cell(row.get(c)) for c in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def table_of_sounds(split: str, figures: Mapping[str, Mapping[str, float]]) -> str:
+    """A row per metric, a column per sound: {sound: {metric: value}}."""
+    rows: dict[str, dict[str, float]] = {}
+    for sound, values in figures.items():
+        for metric, value in values.items():
+            rows.setdefault(metric, {})[sound.replace("_", " ")] = value
+    return make_table(split, [sound.replace("_", " ") for sound in figures], rows)
+
+
+def table_of_figures(title: str, figures: Mapping[str, float]) -> str:
+    """A row per figure."""
+    return make_table(title, ["value"], {name: {"value": v} for name, v in figures.items()})
+
+
+def breakdown(records: Records, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """{"groups": {group: figures}, "classes": {name: figures}, "clips": {id: mean IoU}}."""
+    parts = modes.groups(records)
+    details: dict[str, Any] = {
+        "groups": {
+            name: {"frames": int(part.use.sum())} | modes.strict(part)
+            for name, part in parts.items()
+        },
+        "classes": {},
+        "clips": {},
+    }
+    if records.kind == "semantic":
+        table = modes.per_class(records)
+        names = class_names or [str(i) for i in range(len(table["iou"]))]
+        details["classes"] = {
+            name: {figure: values[i].item() for figure, values in table.items()}
+            for i, name in enumerate(names)
+        }
+        return details
+    iou = np.where(records.use, records["iou"], 0).sum(1) / np.maximum(records.use.sum(1), 1)
+    details["clips"] = {
+        clip.id: round(float(value), 6)
+        for clip, value, used in zip(records.clips, iou, records.use.any(1), strict=True)
+        if used
+    }
+    return details
+
+
+def tables_of_breakdown(details: Mapping[str, Any]) -> list[str]:
+    """Markdown tables of `breakdown`'s groups and classes."""
+    tables = []
+    if details["groups"]:
+        columns = list(dict.fromkeys(c for row in details["groups"].values() for c in row))
+        tables.append(make_table("strict, by group", columns, details["groups"]))
+    if details["classes"]:
+        columns = list(next(iter(details["classes"].values())))
+        tables.append(make_table("strict, by class", columns, details["classes"]))
+    return tables
+
+
+def write(output: epath.Path, results: Mapping[str, Any], details: Mapping, text: str) -> None:
+    """results.json (one flat line), results.md, and details.json where there are any.
+
+    Raises:
+      BadValueError: the folder cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results.json").write_text(json.dumps(results) + "\n")
+        (output / "results.md").write_text(text)
+        if details:
+            (output / "details.json").write_text(json.dumps(details, indent=1) + "\n")
+    except OSError as error:
+        raise errors.BadValueError(
+            f"--output {output} is not writable ({error.strerror}); name a folder that is."
+        ) from error
+
+
+class MaskFolder:
+    """Saves masks: FOLDER/CLIP/masks/SECOND.png (L) and FOLDER/CLIP/palette/SECOND.png (RGB).
+
+    Masks hold class ids, or 0 and 255 where the question is only what sounds. Characters of an id
+    that a file name cannot have become "_".
+    """
+
+    def __init__(self, folder: str, num_classes: int):
+        self._folder = epath.Path(folder)
+        self._binary = num_classes == 1
+        self._colours = BINARY_COLOURS if self._binary else palette(num_classes)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.BadValueError(
+                f"--save_masks {folder} cannot be made ({error.strerror}); name another folder."
+            ) from error
+
+    def save(self, clip: Clip, masks: UInt8[np.ndarray, "t h w"]) -> None:
+        folder = self._folder / re.sub(r"[^\w.+-]", "_", clip.id)
+        for second, mask in enumerate(masks):
+            write_png(folder / "masks" / f"{second}.png", mask * 255 if self._binary else mask)
+            write_png(folder / "palette" / f"{second}.png", self._colours[mask])

@@ -1,0 +1,271 @@
+"""Every family of figures: the reference's numbers, worked examples, definitions."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avs_jax import boundary, errors, metrics, modes
+from avs_jax.records import Clip, Records
+from tests import test_metrics
+
+EXPECTED = np.load(Path(__file__).parent / "parity/expected/metrics.npz")
+binary_frames, semantic_frames = jax.jit(metrics.binary_frames), jax.jit(metrics.semantic_frames)
+region_similarity = jax.jit(boundary.region_similarity)
+boundary_accuracy = jax.jit(boundary.boundary_accuracy)
+
+
+def _records(logits, label, use=None, exists=None, clips=None):
+    """Records of logits [c t h w] or [c t h w k]."""
+    label = jnp.asarray(label, jnp.int32)
+    use = np.ones(label.shape[:2], bool) if use is None else np.asarray(use)
+    scores = {"exists": use if exists is None else exists}
+    if logits.ndim == 4:
+        predicted = np.asarray(logits) > 0
+        scores |= binary_frames(jnp.asarray(logits), label)._asdict()
+        scores |= {"predicted": predicted.sum((2, 3)), "labelled": (label > 0).sum((2, 3))}
+    else:
+        predicted = np.argmax(logits, -1)
+        frames = semantic_frames(jnp.asarray(logits), label)
+        scores |= {name: getattr(frames, name) for name in ("inter", "predicted", "labelled")}
+    ours, theirs = jnp.asarray(predicted > 0), label > 0
+    scores["pixels"] = np.full(label.shape[:2], label.shape[2] * label.shape[3])
+    scores["region"] = region_similarity(ours, theirs)
+    scores["boundary"] = boundary_accuracy(ours, theirs)
+    scores = {name: np.asarray(value) for name, value in scores.items()}
+    clips = clips or tuple(Clip(str(i)) for i in range(len(label)))
+    return Records("binary" if logits.ndim == 4 else "semantic", tuple(clips), use, scores)
+
+
+def _random(seed=0, clips=7, seconds=3, size=8, classes=1):
+    logits, label, use = test_metrics._clips(seed, clips, seconds, size, classes)
+    use[:, 0] = True
+    return logits, label, use
+
+
+# -------------------------------------------------------------------------------------------- paper
+
+
+@pytest.mark.parametrize("case", test_metrics.BINARY)
+def test_paper_equals_the_reference_on_one_video(case):
+    logits, target = test_metrics.BINARY[case]
+    figures = modes.paper(_records(logits[None], target[None]), f_batch_videos=1)
+    assert figures["miou"] == pytest.approx(EXPECTED[f"mask_iou/{case}"], abs=1e-6)
+    assert figures["f_measure"] == pytest.approx(EXPECTED[f"fmeasure/{case}"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "cases"),
+    [("final_few", ["few_classes"]), ("final_correlated_plus_few", ["correlated", "few_classes"])],
+)
+def test_paper_equals_the_reference_on_avss(name, cases):
+    logits, label = (
+        np.stack(x) for x in zip(*(test_metrics.SEMANTIC[c] for c in cases), strict=True)
+    )
+    figures = modes.paper(_records(logits, label))
+    order = ("miou", "miou_without_last_class", "f_measure", "f_measure_without_last_class")
+    np.testing.assert_allclose([figures[n] for n in order], EXPECTED[f"avss/{name}"], atol=1e-6)
+
+
+def _reference_batch(logits, target):
+    """AVSBench's two functions on the frames of one batch [n h w], written out plainly."""
+    p = 1 / (1 + np.exp(-logits.astype(np.float32)))
+    ious, curves = [], []
+    for probability, truth in zip(p, target > 0, strict=True):
+        mask = probability > 0.5
+        if truth.any():
+            ious.append((mask & truth).sum() / ((mask | truth).sum() + 1e-7))
+            above = probability >= metrics.THRESHOLDS[:, None, None]
+            hits = (above & truth).sum((1, 2))
+            precision, recall = hits / (above.sum((1, 2)) + 1e-20), hits / truth.sum()
+            with np.errstate(invalid="ignore"):
+                curve = 1.3 * precision * recall / (0.3 * precision + recall)
+            curves.append(np.nan_to_num(curve))
+        else:
+            ious.append((~mask).sum() / (mask.size + 1e-7))
+    return np.mean(ious), np.mean(curves, 0).max() if curves else 0.0
+
+
+@pytest.mark.parametrize("f_batch_videos", [1, 2, 4, 7])
+def test_paper_takes_unweighted_means_of_batches(f_batch_videos):
+    logits, label, _ = _random(seed=1)
+    label[4:6] = 0  # a batch of two silent clips
+    batches = []
+    for start in range(0, 7, f_batch_videos):
+        rows = slice(start, start + f_batch_videos)
+        batches.append(
+            _reference_batch(logits[rows].reshape(-1, 8, 8), label[rows].reshape(-1, 8, 8))
+        )
+    miou, f = np.mean(batches, 0)
+    figures = modes.paper(_records(logits, label), f_batch_videos)
+    assert figures["miou"] == pytest.approx(miou, abs=1e-6)
+    assert figures["f_measure"] == pytest.approx(f, abs=1e-6)
+    assert figures["f_batch_videos"] == f_batch_videos
+
+
+def test_paper_scores_padded_avss_frames_as_background():
+    label = np.zeros((1, 2, 4, 4))  # the second frame does not exist
+    label[0, 0] = 3
+    logits = 9 * np.eye(5)[label.astype(int)]
+    logits[0, 1, :2] = 9 * np.eye(5)[2]  # hallucinated there
+    records = _records(logits, label, use=[[True, False]])
+    assert modes.paper(records)["miou"] == pytest.approx((0.5 + 0 + 1) / 5)
+    assert modes.paper(records, padded_frames=False)["miou"] == pytest.approx(1 / 5)
+
+
+def test_paper_refuses_batches_of_no_videos():
+    logits, label, _ = _random()
+    with pytest.raises(errors.BadValueError, match="f_batch_videos=0"):
+        modes.paper(_records(logits, label), 0)
+
+
+# ---------------------------------------------------------------------------------- strict, dataset
+
+
+def test_strict_f_takes_one_threshold_for_the_set():
+    logits, label, use = _random(seed=2)
+    figures = modes.strict(_records(logits, label, use))
+    rows = use & (label > 0).any((2, 3))
+    _, expected = _reference_batch(logits[rows], label[rows])
+    assert figures["f_measure"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_strict_leaves_out_padded_frames_and_the_background():
+    label = np.zeros((1, 2, 4, 4))
+    label[0, 0, :2] = 3
+    logits = 9 * np.eye(5)[label.astype(int)]
+    logits[0, 1] = 9 * np.eye(5)[2]
+    figures = modes.strict(_records(logits, label, use=[[True, False]]))
+    assert figures["miou"] == pytest.approx(2 / 5)
+    assert figures["miou_nobg"] == pytest.approx(1 / 4)
+    assert figures["miou_present"] == pytest.approx(1)
+
+
+def test_binary_dataset_figures_are_made_of_summed_pixels():
+    logits, label, use = _random(seed=3)
+    mask, truth = (logits > 0)[use], (label > 0)[use]
+    tp, fp, fn = (mask & truth).sum(), (mask & ~truth).sum(), (~mask & truth).sum()
+    tn = (~mask & ~truth).sum()
+    precision, recall = tp / (tp + fp), tp / (tp + fn)
+    expected = {
+        "iou": tp / (tp + fp + fn),
+        "miou": (tp / (tp + fp + fn) + tn / (tn + fp + fn)) / 2,
+        "f1": 2 * precision * recall / (precision + recall),
+        "f03": 1.3 * precision * recall / (0.3 * precision + recall),
+        "fdr": fp / (fp + tp),
+    }
+    assert modes.dataset(_records(logits, label, use)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_semantic_dataset_figures_are_means_over_classes():
+    logits, label, use = _random(seed=4, classes=4)
+    label[label == 3] = 2  # predicted, but never labelled
+    guess, truth = np.argmax(logits, -1)[use], label[use]
+    iou, fdr = [], []
+    for k in range(4):
+        inter = ((guess == k) & (truth == k)).sum()
+        iou.append(inter / ((guess == k) | (truth == k)).sum())
+        fdr.append(1 - inter / (guess == k).sum())
+    figures = modes.dataset(_records(logits, label, use))
+    assert figures["miou"] == pytest.approx(np.mean(iou))
+    assert figures["miou_present"] == pytest.approx(np.mean(iou[:3]))
+    assert figures["fdr"] == pytest.approx(np.mean(fdr))
+
+
+# ------------------------------------------------------------------------------- jf, robust, groups
+
+
+def test_jf_averages_over_the_frames_of_a_clip_first():
+    logits, label, _ = _random(seed=5, clips=2)
+    use = np.array([[True, True, True], [True, False, False]])
+    records = _records(logits, label, use)
+    clips = [records["region"][0].mean(), records["region"][1, 0]]
+    figures = modes.jf(records)
+    assert figures["j"] == pytest.approx(np.mean(clips), abs=1e-6)
+    assert figures["j_and_f"] == pytest.approx((figures["j"] + figures["f"]) / 2)
+
+
+def test_robust_measures_what_is_marked_without_its_sound():
+    label = np.zeros((1, 1, 4, 4))
+    label[..., :2, :] = 1
+    perfect = np.where(label > 0, 5.0, -5.0).astype(np.float32)
+    quarter = np.full_like(perfect, -5.0)
+    quarter[..., 0, :] = 5
+    heard = {"mute": _records(quarter, label), "swap": _records(quarter, label)}
+    figures = modes.robust(_records(perfect, label), heard)
+    assert figures == pytest.approx(
+        {
+            "mute/miou": 0.5,
+            "mute/drop": 0.5,
+            "mute/miou_silent": 0.75,
+            "mute/fpr": 0.25,
+            "mute/s_null": 0.5,
+            "swap/miou": 0.5,
+            "swap/drop": 0.5,
+        },
+        abs=1e-6,
+    )
+
+
+def test_robust_counts_every_class_as_marked():
+    label = np.zeros((1, 1, 4, 4))
+    logits = 9 * np.eye(5)[np.arange(16).reshape(1, 1, 4, 4) % 4]
+    figures = modes.robust(_records(logits, label), {"noise": _records(logits, label)})
+    assert figures["noise/fpr"] == pytest.approx(3 / 4)
+
+
+def test_groups_tell_subsets_sources_and_seconds_apart():
+    logits, label, use = _random(seed=6, clips=3)
+    clips = [Clip("a", "v1s", num_sources=1), Clip("b", "v2", num_sources=2), Clip("c", "v2")]
+    records = _records(logits, label, use, clips=clips)
+    found = modes.groups(records)
+    names = {"subset_v1s", "subset_v2", "sources_1", "sources_2", "sources_unknown", "second_0"}
+    assert names <= set(found) and "second_1_on" in found
+    assert found["subset_v2"].use.sum() == use[1:].sum()
+    assert found["second_0"].use.sum() == use[:, 0].sum()
+    assert found["second_1_on"].use.sum() == use[:, 1:].sum()
+
+
+def test_groups_of_one_are_left_out():
+    logits, label, _ = _random(seed=6, clips=3)
+    assert not any(
+        name.startswith(("subset", "sources")) for name in modes.groups(_records(logits, label))
+    )
+
+
+def test_per_class_counts_the_frames_of_each_class():
+    logits, label, use = _random(seed=7, classes=4)
+    table = modes.per_class(_records(logits, label, use))
+    seen = [((np.argmax(logits, -1) == k) | (label == k)).any((2, 3))[use].sum() for k in range(4)]
+    assert table["frames"].tolist() == seen
+
+
+# ---------------------------------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_interval_holds_the_figure_and_is_the_same_every_time(classes):
+    records = _records(*_random(seed=8, clips=30, classes=classes))
+    figures = modes.summary(records)
+    found = modes.intervals(records, resamples=300)
+    for name, (low, high) in found.items():
+        assert low < figures[name] < high
+    assert found == modes.intervals(records, resamples=300)
+
+
+def test_interval_of_equal_clips_has_no_width():
+    logits, label, use = _random(seed=9, clips=1)
+    records = _records(*(np.repeat(x, 6, 0) for x in (logits, label, use)))
+    for low, high in modes.intervals(records, resamples=50).values():
+        assert high - low < 1e-9
+
+
+@pytest.mark.parametrize(
+    "mode", [modes.summary, modes.paper, modes.strict, modes.dataset, modes.jf]
+)
+def test_no_frame_in_use_is_an_error(mode):
+    logits, label, use = _random()
+    with pytest.raises(errors.BadValueError, match="no labelled frame"):
+        mode(_records(logits, label, np.zeros_like(use)))
