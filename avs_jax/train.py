@@ -2,7 +2,7 @@
 
     python -m avs_jax.train --config configs/avesformer.py:subset=s4,backbone=resnet50 --workdir DIR
 
-Run it from the repository's root. What follows the colon are the config file's arguments (see its
+What follows the colon are the config file's arguments (see its
 docstring); any field is set with --config.FIELD=VALUE. In WORKDIR: checkpoints/ (to go on from),
 best/ (by validation mIoU), metrics.jsonl, tensorboard/, config.json. The same command goes on
 where a stopped or killed run left off, bit for bit. SIGTERM saves a checkpoint and exits with 0.
@@ -11,13 +11,16 @@ On several hosts start the same command on each with --distributed.
 """
 
 import functools
+import runpy
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from pathlib import Path
 
 import jax
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -25,11 +28,11 @@ from tqdm import tqdm
 from avs_jax import errors, optim, sharding, state
 from avs_jax.backbones import get_normalization
 from avs_jax.checkpoint import Checkpoints, build_model
-from avs_jax.convert import merge_init
-from avs_jax.data import open_split, pipeline
+from avs_jax.data import open_split, pipeline, transforms
 from avs_jax.evaluators import build_evaluators
-from avs_jax.logs import Logs
+from avs_jax.logs import Logs, quiet_libraries
 from avs_jax.models import get_loss
+from avs_jax.weights import merge_init
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file[:arguments]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
@@ -48,6 +51,7 @@ def train(config, workdir):
     started = time.monotonic()
 
     # ---------------------------------------------------------------- devices and folder
+    quiet_libraries()
     sharding.start_jax(_DISTRIBUTED.value)
     mesh = sharding.make_mesh(config.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
@@ -66,9 +70,7 @@ def train(config, workdir):
         source,
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
-        size=config.data.size,
-        seconds=config.data.seconds,
-        augment=config.data.augment.to_dict(),
+        transforms=transforms.train_transforms(config.data.size, **config.data.augment.to_dict()),
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
         shard=shard,
@@ -112,7 +114,11 @@ def train(config, workdir):
             train_state = train_state.with_variables(variables)
             for line in report:
                 logs.say(line)
-    logs.rewind(int(train_state.step))
+    start = int(train_state.step)
+    if start >= steps:
+        logs.say(f"nothing to do: step {start} of {steps} is reached; more with --config.steps")
+        return
+    logs.rewind(start)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
 
@@ -156,7 +162,6 @@ def train(config, workdir):
     stop = threading.Event()
     if not _DISTRIBUTED.value:  # else jax.distributed has its own handler
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    start = int(train_state.step)
     seconds_before = logs.last("train/seconds", 0.0)
     recent_ids = deque(maxlen=config.log_every)
     loop_began = time.monotonic()
@@ -164,7 +169,8 @@ def train(config, workdir):
     bar = tqdm(total=steps, initial=start, unit="step", disable=not logs.main, dynamic_ncols=True)
     log_began, log_step = loop_began, start
     for step in range(start + 1, steps + 1):
-        batch, ids = pipeline.to_device(next(batches), clips, names=shapes)
+        batch, ids = pipeline.to_device(next(batches), clips)
+        batch = {name: batch[name] for name in shapes}
         recent_ids.append((step, ids))
         run_step = compiled[max(first for first in compiled if first < step)]
         train_state, totals = run_step(train_state, totals, batch)
@@ -242,5 +248,36 @@ def check_finite(bad_step: int, recent_ids, checkpoints: Checkpoints) -> None:
     )
 
 
+def parse_flags(argv):
+    """absl's parser, after a look at --config: its own errors for a typo there are stack traces.
+
+    Raises:
+      NotFoundError, UnknownNameError: no such config file, no such field.
+    """
+    spec, overrides = None, []
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "config":
+            spec = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+        elif name.startswith("config."):
+            overrides.append(name.split(".")[1:])
+    if spec:
+        path, _, arguments = spec.partition(":")
+        if not Path(path).is_file():
+            raise errors.NotFoundError(f"no config file {path!r}; see configs/.")
+        # Config files import what they share as configs.common, wherever the program is started.
+        sys.path.insert(0, str(Path(path).resolve().parents[1]))
+        config = runpy.run_path(path)["get_config"](arguments or None)
+        for names in overrides:
+            node = config
+            for depth, name in enumerate(names, start=1):
+                if not isinstance(node, ml_collections.ConfigDict) or name not in node:
+                    known = node if isinstance(node, ml_collections.ConfigDict) else ()
+                    field = ".".join(names[:depth])
+                    raise errors.unknown_name("config field", f"config.{field}", known)
+                node = node[name]
+    return flags.FLAGS(argv)
+
+
 if __name__ == "__main__":
-    errors.run_program(app.run, main)
+    errors.run_program(functools.partial(app.run, main, flags_parser=parse_flags))

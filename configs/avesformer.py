@@ -40,7 +40,9 @@ def get_config(arguments: str | None = None):
     config.optimizer.rate_rules = (("backbone/.*", 0.1),)
     config.optimizer.freeze = ("audio_backbone/.*",)
 
-    config.data.augment.flip = True
+    config.data.augment.flip = 0.5
     config.data.augment.scale = (0.5, 2.0)
-    config.data.augment.color = 0.4
+    config.data.augment.brightness = 0.4
+    config.data.augment.contrast = 0.4
+    config.data.augment.saturation = 0.4
     return config.lock()

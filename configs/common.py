@@ -84,10 +84,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_threads = 2
     config.data.num_workers = 0  # reader processes; 0 is fastest on few cores
     config.data.augment = ml_collections.ConfigDict()
-    config.data.augment.flip = False
+    config.data.augment.flip = 0.0  # the chance of it
     config.data.augment.scale = (1.0, 1.0)  # of the frame before a random crop
-    config.data.augment.color = 0.0  # strength of brightness, contrast and saturation jitter
+    config.data.augment.brightness = 0.0  # strength of the jitter, 0 to 1
+    config.data.augment.contrast = 0.0
+    config.data.augment.saturation = 0.0
     config.data.augment.gain_db = (0.0, 0.0)  # of the sound
+    config.data.augment.gain_chance = 0.5
 
     config.batch_size = 8  # clips a step, over all devices
     config.epochs = 30  # passes over the training split, unless `steps` is set

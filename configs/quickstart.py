@@ -46,7 +46,7 @@ def get_config(arguments: str | None = None):
     config.optimizer.warmup_steps = 40
     config.optimizer.decay = "cosine"
 
-    config.data.augment.flip = True
+    config.data.augment.flip = 0.5
     config.data.augment.gain_db = (-6.0, 4.0)
 
     config.eval.batch_size = 20

@@ -19,13 +19,15 @@ The paper's two observations, and the fields that switch their cures off:
   token gives every pixel the same vector. Cure: the prompt query generator (PQG) makes several
   audio-conditioned tokens. `num_prompts=0` goes back to the single token.
 * Narrow attention: early decoder stages look at neighbours only. Cure: the early focus (ELF)
-  decoder has convolutions there. `early_stages=0` with `late_stages=6` makes every stage a transformer.
+  decoder has convolutions there. `early_stages=0, late_stages=6`: a transformer at every stage.
 
 Published scores (mIoU, of the paper, not of this code): S4 79.9, MS3 57.9, AVSS 31.2.
 
 Our choices: positions, norms, widths of neck and head, PQG depth; the auxiliary heads (`num_tags`,
 `num_semantic`, off by default) are not of the paper.
 """
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -37,6 +39,9 @@ from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
 from avs_jax.layers.positions import sine_positions_2d
 from avs_jax.layers.resize import resize_bilinear
 from avs_jax.types import Array, Bool, Float
+
+# Two passes over the data: the one-pass variance loses digits, see backbones/resnet.py.
+_group_norm = functools.partial(nn.GroupNorm, use_fast_variance=False)
 
 
 class Neck(nn.Module):
@@ -53,7 +58,7 @@ class Neck(nn.Module):
     @nn.compact
     def __call__(self, pyramid: tuple[Array, ...]) -> tuple[Array, Array]:
         def norm(x, name):
-            return nn.GroupNorm(self.norm_groups, dtype=self.dtype, name=name)(x)
+            return _group_norm(self.norm_groups, dtype=self.dtype, name=name)(x)
 
         lateral = []
         for level, maps in enumerate(pyramid, start=2):
@@ -107,9 +112,9 @@ class EarlyStage(nn.Module):
     def __call__(self, x: Float[Array, "n h w d"]) -> Float[Array, "n h w d"]:
         dim = x.shape[-1]
         y = nn.Conv(dim, (3, 3), dtype=self.dtype, name="conv1")(x)
-        y = jax.nn.gelu(nn.GroupNorm(self.norm_groups, dtype=self.dtype, name="norm1")(y))
+        y = jax.nn.gelu(_group_norm(self.norm_groups, dtype=self.dtype, name="norm1")(y))
         y = nn.Conv(dim, (3, 3), dtype=self.dtype, name="conv2")(y)
-        return x + nn.GroupNorm(self.norm_groups, dtype=self.dtype, name="norm2")(y)
+        return x + _group_norm(self.norm_groups, dtype=self.dtype, name="norm2")(y)
 
 
 class LateStage(nn.Module):
@@ -157,7 +162,7 @@ class Head(nn.Module):
     ) -> Float[Array, "n h4 w4 k"]:
         x = resize_bilinear(x, c2.shape[1:3]) + c2
         x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv1")(x)
-        x = jax.nn.relu(nn.GroupNorm(self.norm_groups, dtype=self.dtype, name="norm1")(x))
+        x = jax.nn.relu(_group_norm(self.norm_groups, dtype=self.dtype, name="norm1")(x))
         x = jax.nn.gelu(nn.Conv(self.widths[1], (3, 3), dtype=self.dtype, name="conv2")(x))
         # The last layer in float32: the logits feed losses and thresholds.
         return nn.Conv(self.num_classes, (1, 1), name="logits")(x.astype(jnp.float32))

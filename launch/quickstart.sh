@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# From a fresh clone to a segmented video: environment, embedded data set, training, evaluation,
+# prediction, pictures. About ten minutes on two CPU cores; a second run reuses what is there.
+#
+#   bash launch/quickstart.sh [--steps N] [--workdir DIR] [--data_dir DIR] [-- --config.FIELD=VALUE ...]
+#
+# Needs Python 3.11 or newer and nothing else. What follows `--` goes to avs_jax.train.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+steps=1450
+workdir=workdir/quickstart
+data_dir=data
+while [ $# -gt 0 ]; do
+  case $1 in
+    --steps=* | --workdir=* | --data_dir=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      ;;
+    --steps | --workdir | --data_dir)
+      [ $# -ge 2 ] || { echo "$1 needs a value; see --help" >&2; exit 2; }
+      printf -v "${1#--}" %s "$2"
+      shift 2
+      ;;
+    --help | -h)
+      sed -n '2,7s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+    --)
+      shift
+      break
+      ;;
+    *)
+      echo "unknown option $1; known: --steps N, --workdir DIR, --data_dir DIR, -- (options of avs_jax.train)" >&2
+      exit 2
+      ;;
+  esac
+done
+
+source launch/environment.sh
+prepare_environment
+
+echo "== data: sounding_shapes, subset ms3"
+python -m avs_jax.data.synthetic --subset ms3 --data_dir "$data_dir"
+python -m avs_jax.data.synthetic --mp4 "$workdir/videos" --split test --count 1
+
+echo "== train: $steps steps"
+python -m avs_jax.train --config "configs/quickstart.py:steps=$steps" --workdir "$workdir" \
+  --config.data.data_dir="$data_dir" "$@"
+
+echo "== evaluate: held-out scenes with two or more objects, with their sound, muted, swapped"
+python -m avs_jax.evaluate --checkpoint "$workdir" --split test --data_dir "$data_dir"
+
+echo "== predict: a held-out video"
+video=$(find "$workdir/videos" -name '*.mp4' | sort | head -n 1)
+python -m avs_jax.predict "$video" --checkpoint "$workdir" --output "$workdir/overlay.mp4"
+
+echo "== pictures"
+python -m avs_jax.visualize "$workdir" --split test --count 4 --data_dir "$data_dir"
+
+cat <<TEXT
+
+Look at:
+  $workdir/overlay.mp4          the video with what sounds marked, and its sound
+  $workdir/strips/              frame | truth | prediction of held-out clips
+  $workdir/learning_curve.png
+  $workdir/results.json         the figures of the table above
+Your own video:
+  .venv/bin/python -m avs_jax.predict VIDEO --checkpoint $workdir --output OVERLAY.mp4
+TEXT

@@ -1,0 +1,242 @@
+"""The train program, as users start it: resuming, stopping, devices, bad input."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pytest
+
+from avs_jax import checkpoint, errors, train
+from tests.data.tiny import build_tiny
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "model.dim": 16,
+    "model.num_heads": 2,
+    "model.pqg_hidden": 16,
+    "model.late_hidden": 16,
+    "model.late_stages": 1,
+    "model.head_widths": "(8,8)",
+    "data.size": 32,
+    "data.num_threads": 0,
+    "size_schedule": "((0,32),)",
+    "eval.batch_size": 8,
+    "log_every": 1,
+    "checkpoint_every": 2,
+    "eval.every": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("data"), clips=(16, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    """`run(workdir, steps, devices=1, **fields)` -> a started train program."""
+    cache = str(tmp_path_factory.mktemp("xla"))  # what one run compiled, the next one reuses
+
+    def start(workdir, steps=4, devices=1, config=None, **fields):
+        config = config or f"configs/quickstart.py:steps={steps}"
+        fields = TINY | {"data.data_dir": data_dir} | fields
+        command = [sys.executable, "-m", "avs_jax.train", "--config", config]
+        command += [f"--workdir={workdir}"]
+        command += [f"--config.{name}={value}" for name, value in fields.items()]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": cache,
+        }
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == code, output
+    return output
+
+
+def losses(workdir):
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {x["step"]: x["train/loss"] for x in lines if "train/loss" in x}
+
+
+def scores(workdir):
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {x["step"]: x["validation/miou"] for x in lines if "validation/miou" in x}
+
+
+def sums(workdir, step):
+    """Checksums of every array of a saved state, as the run itself recorded them."""
+    path = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+    return json.loads(path.read_text())["checksums"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(run, tmp_path_factory):
+    """A run of six steps that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finish(run(workdir, steps=6))
+    return workdir
+
+
+def wait_for(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "the run did not get there"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(run, whole_run, tmp_path):
+    process = run(tmp_path, steps=6)
+    wait_for(lambda: (tmp_path / "checkpoints" / "2").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    output = finish(run(tmp_path, steps=6))
+    assert re.search(r"going on at step [24] of 6", output), output
+    assert sums(tmp_path, 6) == sums(whole_run, 6)
+    assert losses(tmp_path) == losses(whole_run)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_0(run, tmp_path):
+    process = run(tmp_path, steps=100_000, **{"checkpoint_every": 100_000, "eval.every": 100_000})
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    saved = int(re.search(r"SIGTERM: saved step (\d+)", output).group(1))
+    assert (tmp_path / "checkpoints" / str(saved)).is_dir()
+
+
+@pytest.mark.slow
+def test_eight_devices_train_and_evaluate_as_one(run, whole_run, tmp_path):
+    finish(run(tmp_path, steps=6, devices=8))
+    one, eight = losses(whole_run), losses(tmp_path)
+    # Sums over the batch are taken in another order.
+    np.testing.assert_allclose([eight[i] for i in one], list(one.values()), rtol=1e-5)
+    a, b = scores(whole_run), scores(tmp_path)
+    np.testing.assert_allclose([b[i] for i in a], list(a.values()), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_fsdp_trains_as_plain_data_parallel(run, whole_run, tmp_path, monkeypatch):
+    finish(run(tmp_path, steps=6, devices=8, fsdp=4))
+    one, sharded = losses(whole_run), losses(tmp_path)
+    np.testing.assert_allclose([sharded[i] for i in one], list(one.values()), rtol=1e-5)
+
+
+def test_training_lowers_the_loss(whole_run):
+    values = list(losses(whole_run).values())
+    assert values[-1] < values[0]
+
+
+def test_a_run_leaves_config_and_curves(whole_run):
+    config = json.loads((whole_run / "config.json").read_text())
+    assert config["model"]["dim"] == 16
+    assert list((whole_run / "tensorboard").iterdir())
+    assert sorted(losses(whole_run)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_finished_run_has_nothing_to_do(run, whole_run):
+    assert "nothing to do: step 6 of 6" in finish(run(whole_run, steps=6))
+
+
+def test_checkpoint_of_another_model_is_refused_with_the_fields(run, whole_run):
+    output = finish(run(whole_run, steps=6, **{"model.dim": 32}), code=2)
+    assert "model.dim is 16 there and 32 here" in output
+    assert "Traceback" not in output
+
+
+def test_loaded_model_has_the_saved_bits(whole_run):
+    loaded = checkpoint.load_model(str(whole_run), "latest")
+    saved = sums(whole_run, 6)
+    found = checkpoint.checksums({"model": {"params": loaded.variables["params"]}})
+    assert loaded.step == 6
+    assert found.items() <= saved.items()
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (
+            ["--config", "configs/quickstart.py", "--config.batchsize=8"],
+            "config.batchsize'; known:",
+        ),
+        (["--config=configs/quickstart.py", "--config.data.siz", "8"], "config.data.siz'; known:"),
+        (["--config=configs/avesformer.py:subset=s5"], "unknown subset 's5'; known: avss, ms3, s4"),
+        (["--config=configs/avesformer.py:sub=s4"], "unknown config argument 'sub'; known: backb"),
+        (["--config=configs/avesformer.py:subset"], "is not of the form name=value"),
+        (["--config=configs/nothing.py"], "no config file 'configs/nothing.py'"),
+    ],
+    ids=lambda x: x[-1] if isinstance(x, list) else "",
+)
+def test_a_bad_config_is_refused_with_what_is_known(monkeypatch, arguments, error):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(errors.InputError, match=re.escape(error)):
+        train.parse_flags(["train", *arguments])
+
+
+@pytest.mark.parametrize(
+    "fields, error",
+    [
+        ({"batch_size": 6}, "batch_size=6 is not divisible by the 8 devices"),
+        ({"model.backbone": "resnet51"}, "unknown backbone 'resnet51'; known: audio_cnn"),
+        ({"model.name": "catrr"}, "unknown model 'catrr'; known: avesformer"),
+        ({"data.data_dir": "/nowhere"}, "no data directory /nowhere"),
+        ({"data.subset": "avss"}, "avss"),
+        ({"optimizer.freeze": ("vggish/.*",)}, "optimizer.freeze: the regex 'vggish/.*' decides"),
+        ({"optimizer.decay": "linear"}, "unknown learning-rate decay 'linear'; known: constant"),
+    ],
+    ids=str,
+)
+def test_a_field_that_cannot_be_is_refused(data_dir, tmp_path, fields, error):
+    config = runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]("steps=2")
+    config.data.data_dir = data_dir
+    config.data.size = 32
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(errors.InputError, match=re.escape(error)):
+        train.train(config, str(tmp_path))
+
+
+def test_a_workdir_that_is_not_writable_is_refused_before_work_starts():
+    with pytest.raises(errors.BadValueError, match="--workdir /proc/nowhere is not writable"):
+        train.make_workdir("/proc/nowhere")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_clips(run, tmp_path):
+    fields = {"optimizer.learning_rate": 1e30, "optimizer.warmup_steps": 0, "log_every": 2}
+    output = finish(run(tmp_path, steps=20, **fields), code=2)
+    last = output.strip().splitlines()[-1]
+    assert re.search(r"NaN or infinite at step \d+; its clips: .*ms3.*; .*checkpoint", last), last
+
+
+def test_configs_are_locked():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem in ("common", "__init__"):
+            continue
+        namespace = {}
+        exec(compile(path.read_text(), str(path), "exec"), namespace)
+        config = namespace["get_config"]()
+        assert isinstance(config, ml_collections.ConfigDict)
+        assert config.is_locked, path
