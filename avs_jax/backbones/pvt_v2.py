@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from avs_jax import errors
-from avs_jax.layers.conv import DepthwiseConv, Method
+from avs_jax.layers.conv import DepthwiseConv
 from avs_jax.types import Array, Float
 
 EPSILON_DEFAULT = 1e-5  # patch embedding, spatial reduction
@@ -91,7 +91,7 @@ class Mlp(nn.Module):
     """Dense, depthwise 3x3 on the map, GELU, Dense."""
 
     hidden: int
-    depthwise: Method = "auto"
+    depthwise: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -114,7 +114,7 @@ class Block(nn.Module):
     mlp_ratio: int
     reduction: int
     drop_path: float
-    depthwise: Method = "auto"
+    depthwise: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -137,7 +137,7 @@ class PVTv2(nn.Module):
     reductions: tuple[int, ...] = (8, 4, 2, 1)
     drop_path: float = 0.1  # of the last block; from 0, linearly over all blocks (rng "dropout")
     remat: bool = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
-    depthwise: Method = "auto"  # formulation of the depthwise convolutions, see layers/conv.py
+    depthwise: str = "auto"  # formulation of the depthwise convolutions, see layers/conv.py
     dtype: Any = jnp.float32  # of the computation; parameters stay float32
 
     @property

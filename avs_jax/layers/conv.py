@@ -1,6 +1,6 @@
 """Convolutions whose fastest formulation depends on the platform."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,6 @@ from flax import linen as nn
 
 from avs_jax import errors
 from avs_jax.types import Array, Float
-
-Method = Literal["auto", "taps", "conv"]
 
 
 def _depthwise_taps(x: Array, kernel: Array) -> Array:
@@ -39,7 +37,7 @@ _METHODS = {"taps": _depthwise_taps, "conv": _depthwise_conv}
 
 
 def depthwise_conv(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 c"], method: Method = "auto"
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 c"], method: str = "auto"
 ) -> Float[Array, "n h w c"]:
     """Each channel with its own odd-sized kernel, stride 1, zero padding to the same size.
 
@@ -57,7 +55,7 @@ class DepthwiseConv(nn.Module):
     """Depthwise convolution with bias; parameters `kernel` [k k 1 c], `bias` [c] as `nn.Conv`."""
 
     kernel_size: int = 3
-    method: Method = "auto"
+    method: str = "auto"
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
 
