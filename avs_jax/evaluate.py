@@ -143,7 +143,7 @@ def load(checkpoint: str, which: str, config_file: str | None) -> Loaded:
             return loaded
         with given.unlocked():
             given.model = ml_collections.ConfigDict(loaded.config.model)
-        return loaded._replace(config=given)
+        return loaded._replace(config=ml_collections.FrozenConfigDict(given))
     if given is None:
         raise errors.BadValueError(
             f"{checkpoint} holds converted weights, which do not say what data they are for; add "
@@ -152,7 +152,7 @@ def load(checkpoint: str, which: str, config_file: str | None) -> Loaded:
     model = build_model(given)
     shapes = {"batch_stats": {}} | dict(state.init_shapes(model, 1, given.data.size))
     variables, _ = weights.merge_init(shapes, {"model": checkpoint})
-    return Loaded(given, model, variables, step=0)
+    return Loaded(ml_collections.FrozenConfigDict(given), model, variables, step=0)
 
 
 def read_config(text: str) -> ml_collections.ConfigDict:
@@ -170,7 +170,9 @@ def read_config(text: str) -> ml_collections.ConfigDict:
     return module.get_config(arguments or None)
 
 
-def override(config: Mapping, args: argparse.Namespace) -> ml_collections.ConfigDict:
+def override(
+    config: ml_collections.ConfigDict, args: argparse.Namespace
+) -> ml_collections.ConfigDict:
     """The checkpoint's config with what the command line says instead."""
     config = ml_collections.ConfigDict(config)
     with config.unlocked():
@@ -184,7 +186,7 @@ def override(config: Mapping, args: argparse.Namespace) -> ml_collections.Config
     return config
 
 
-def class_names(config: Mapping) -> tuple[str, ...]:
+def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Names by class id."""
     return classes.CLASS_NAMES if config.data.name == "avsbench" else scenes.CLASSES
 
@@ -305,7 +307,9 @@ def run_passes(
 # ----------------------------------------------------------------------------------------- figures
 
 
-def describe(loaded: Loaded, config: Mapping, args: argparse.Namespace) -> dict[str, Any]:
+def describe(
+    loaded: Loaded, config: ml_collections.ConfigDict, args: argparse.Namespace
+) -> dict[str, Any]:
     """What the figures are of: they mean nothing without it."""
     words = json.dumps(json.loads(loaded.config.to_json()), sort_keys=True)
     about = {
@@ -329,7 +333,7 @@ def describe(loaded: Loaded, config: Mapping, args: argparse.Namespace) -> dict[
 
 def compute_families(
     records: Mapping[str, Records], args: argparse.Namespace
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | int]]:
     """{family: {figure: value}} of the families asked for, and a bootstrap interval."""
     own = records["own"]
     families = {}
@@ -351,7 +355,10 @@ def compute_families(
 
 
 def present(
-    records: Mapping[str, Records], about: Mapping, config: Mapping, args: argparse.Namespace
+    records: Mapping[str, Records],
+    about: Mapping,
+    config: ml_collections.ConfigDict,
+    args: argparse.Namespace,
 ) -> None:
     """Prints tables and the JSON line, and writes them."""
     split = split_name(config.eval.split)
@@ -368,12 +375,12 @@ def present(
         title = "95 % interval over clips" if family == "interval" else family
         tables.append(report.table_of_figures(title, figures))
     details = report.breakdown(records["own"], class_names(config)) if args.metrics else {}
-    if details:
-        tables += report.tables_of_breakdown(details)
+    tables.append(report.table_of_groups(details))
     results |= about
     tables.append("\n".join(f"- {name}: {value}" for name, value in about.items()) + "\n")
-    text = "\n".join(tables)
+    text = "\n".join(filter(None, tables))
     print(f"\n{text}\n{json.dumps(results)}")
+    text = "\n".join(filter(None, [text, report.table_of_classes(details)]))  # too long to print
     report.write(epath.Path(args.output or args.checkpoint), results, details, text)
 
 

@@ -49,7 +49,7 @@ def summary(records: Records) -> dict[str, float]:
 
 def paper(
     records: Records, f_batch_videos: int = 4, padded_frames: bool = True
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """AVSBench's figures, from unweighted means of batches, the last of which may be smaller.
 
     Args:
@@ -224,7 +224,7 @@ def intervals(
 
 
 # name -> its figures
-MODES: dict[str, Callable[..., dict[str, float]]] = {
+MODES: dict[str, Callable[..., dict[str, float | int]]] = {
     "paper": paper,
     "strict": strict,
     "dataset": dataset,

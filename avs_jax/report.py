@@ -14,7 +14,9 @@ from avs_jax.types import UInt8
 from avs_jax.visualize import BINARY_COLOURS, palette, write_png
 
 
-def make_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> str:
+def make_table(
+    title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, float | int]]
+) -> str:
     """Markdown: a row per name in `rows`; numbers with four digits, blanks where there is none."""
 
     def cell(value):
@@ -28,7 +30,7 @@ def make_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[st
     return "\n".join(lines) + "\n"
 
 
-def table_of_sounds(split: str, figures: Mapping[str, Mapping[str, float]]) -> str:
+def table_of_sounds(split: str, figures: Mapping[str, Mapping[str, float | int]]) -> str:
     """A row per metric, a column per sound: {sound: {metric: value}}."""
     rows: dict[str, dict[str, float]] = {}
     for sound, values in figures.items():
@@ -37,7 +39,7 @@ def table_of_sounds(split: str, figures: Mapping[str, Mapping[str, float]]) -> s
     return make_table(split, [sound.replace("_", " ") for sound in figures], rows)
 
 
-def table_of_figures(title: str, figures: Mapping[str, float]) -> str:
+def table_of_figures(title: str, figures: Mapping[str, float | int]) -> str:
     """A row per figure."""
     return make_table(title, ["value"], {name: {"value": v} for name, v in figures.items()})
 
@@ -70,16 +72,21 @@ def breakdown(records: Records, class_names: Sequence[str] | None) -> dict[str, 
     return details
 
 
-def tables_of_breakdown(details: Mapping[str, Any]) -> list[str]:
-    """Markdown tables of `breakdown`'s groups and classes."""
-    tables = []
-    if details["groups"]:
-        columns = list(dict.fromkeys(c for row in details["groups"].values() for c in row))
-        tables.append(make_table("strict, by group", columns, details["groups"]))
-    if details["classes"]:
-        columns = list(next(iter(details["classes"].values())))
-        tables.append(make_table("strict, by class", columns, details["classes"]))
-    return tables
+def table_of_groups(details: Mapping[str, Any]) -> str:
+    """Markdown of `breakdown`'s groups; empty if there are none."""
+    rows = details.get("groups")
+    if not rows:
+        return ""
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    return make_table("strict, by group", list(columns), rows)
+
+
+def table_of_classes(details: Mapping[str, Any]) -> str:
+    """Markdown of those of `breakdown`'s classes that are labelled or predicted; or empty."""
+    rows = {name: row for name, row in details.get("classes", {}).items() if row["frames"]}
+    if not rows:
+        return ""
+    return make_table("strict, by class", list(next(iter(rows.values()))), rows)
 
 
 def write(output: epath.Path, results: Mapping[str, Any], details: Mapping, text: str) -> None:

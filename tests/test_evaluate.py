@@ -224,6 +224,12 @@ def test_mask_folder_survives_odd_clip_names(tmp_path):
     assert (mask == 2).all()
 
 
+def test_table_of_classes_leaves_out_those_never_seen():
+    seen = {"iou": 0.5, "frames": 3}
+    table = report.table_of_classes({"classes": {"cat": seen, "dog": seen | {"frames": 0}}})
+    assert table.splitlines()[2:] == ["| cat | 0.5000 | 3 |"]
+
+
 def test_table_leaves_blanks_where_there_is_no_figure():
     table = report.table_of_sounds("test", {"own": {"miou": 0.5, "x": 1.0}, "mute": {"miou": 0.25}})
     assert table.splitlines()[2:] == ["| miou | 0.5000 | 0.2500 |", "| x | 1.0000 |  |"]
