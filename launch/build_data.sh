@@ -5,8 +5,8 @@
 #
 # SOURCE: where the release was unpacked (what is in it: python -m avs_jax.data.check SOURCE).
 # DEST: what training calls data_dir; the data set becomes DEST/avsbench/s4 (ms3, avss).
-# Run it again after an interruption: it goes on where it stopped. To train from a bucket, build in a
-# local folder and copy the result: gcloud storage cp -r DEST/avsbench gs://BUCKET/data/
+# Run it again after an interruption: it goes on where it stopped. Several hosts need DEST on each of
+# them: copy it, or build once and mount a bucket with it (gcsfuse) at the same place.
 set -euo pipefail
 
 if [[ $# -lt 3 || $1 == -* ]]; then
