@@ -17,15 +17,16 @@ from tests.data.tiny import build_tiny
 CLIPS = 5
 
 
-def make_config(data_dir):
+def make_config(data_dir, subset="ms3"):
     config = common.get_config()
-    common.fill_subset(config, "sounding_shapes", "ms3")
+    common.fill_subset(config, "sounding_shapes", subset)
+    num_classes = config.model.num_classes
     config.model = ml_collections.ConfigDict(
         {
             "name": "avesformer",
             "backbone": "small_resnet",
             "audio_backbone": "audio_cnn",
-            "num_classes": 1,
+            "num_classes": num_classes,
             "dim": 16,
             "num_heads": 2,
             "num_prompts": 2,
@@ -45,15 +46,11 @@ def make_config(data_dir):
     return config.lock()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, fill_variables):
-    """(checkpoint folder, data folder): a model that was never trained, saved as a run's best."""
-    data_dir = build_tiny(tmp_path_factory.mktemp("data"), "ms3", clips=(1, 1, CLIPS))
-    config = make_config(data_dir)
+def save_run(workdir, config, fill_variables):
+    """A model that was never trained, saved as a run's best."""
     model = build_model(config)
-    inputs = [jnp.zeros(x.shape, x.dtype) for x in state.example_inputs(5, 32)]
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in state.example_inputs(config.data.seconds, 32)]
     variables = jax.tree.map(jnp.asarray, fill_variables(model, *inputs))
-    workdir = tmp_path_factory.mktemp("run")
     checkpoints = Checkpoints(str(workdir), config)
     train_state = state.TrainState(
         jnp.asarray(7), variables["params"], variables["batch_stats"], opt_state={}
@@ -62,6 +59,14 @@ def run(tmp_path_factory, fill_variables):
     checkpoints.close()
     line = json.dumps({"step": 7, "train/seconds": 12.34})
     (workdir / "metrics.jsonl").write_text(line + "\n")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, fill_variables):
+    """(checkpoint folder, data folder)."""
+    data_dir = build_tiny(tmp_path_factory.mktemp("data"), "ms3", clips=(1, 1, CLIPS))
+    workdir = tmp_path_factory.mktemp("run")
+    save_run(workdir, make_config(data_dir), fill_variables)
     return workdir, data_dir
 
 
@@ -193,6 +198,21 @@ def test_original_size_equals_model_size_where_both_are_the_same(run, evaluated,
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["test/miou"] == pytest.approx(evaluated[0]["test/miou"], abs=1e-4)
     assert results["scored_at"] == "original size"
+
+
+def test_semantic_model_is_reported_by_class(tmp_path, fill_variables):
+    data_dir = build_tiny(tmp_path / "data", "avss", clips=(1, 1, 3))
+    save_run(tmp_path / "run", make_config(data_dir, "avss"), fill_variables)
+    evaluate.main(
+        ["--checkpoint", str(tmp_path / "run"), "--metrics", "paper,strict", "--sounds", "own"]
+    )
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    details = json.loads((tmp_path / "run" / "details.json").read_text())
+    classes = details["classes"]
+    assert len(classes) == 11 and "bell disc" in classes
+    mean = np.mean([row["iou"] for row in classes.values()])
+    assert results["test/miou"] == results["strict/miou"] == pytest.approx(mean)
+    assert results["paper/padded_frames"] is True and "paper/miou_without_last_class" in results
 
 
 def test_converted_weights_are_evaluated_by_their_config(run, evaluated, tmp_path):
