@@ -229,6 +229,7 @@ class Passes:
             loaded.model,
             normalization=get_normalization(config.model.backbone),
             size=config.data.size,
+            alignment=config.data.alignment,
         )
         self._scores: dict[tuple, Callable] = {}
 

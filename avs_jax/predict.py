@@ -7,9 +7,10 @@ film with what sounds marked in colour, and its sound. DIR gets one PNG per mask
 size: 000012.500.png is the mask of the picture at 12.5 s, 0 or 255 (or the class id, for a model
 that names what sounds).
 
-A model sees clips of seconds, one picture each, so there is one mask a second; --fps 4 gives four,
-each from the picture and the sound around it. Every picture of the overlay carries the mask nearest
-in time. The film is read and written bit by bit: its length is limited by the disk alone.
+A model sees clips of some seconds, one picture each, so there is one mask a second; --fps 4 gives
+four, each from the picture and the sound around it. Every picture of the overlay carries the mask
+nearest in time. The film is read and written piece by piece: its length is limited by the disk
+alone.
 """
 
 import argparse
@@ -106,9 +107,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_forward(loaded: Loaded) -> Callable:
     """The checkpoint's model as `predict_video` wants it: one compiled function per shape."""
-    normalization = get_normalization(loaded.config.model.backbone)
+    data = loaded.config.data
     apply = jax.jit(
-        state.make_forward(loaded.model, normalization=normalization, size=loaded.config.data.size)
+        state.make_forward(
+            loaded.model,
+            normalization=get_normalization(loaded.config.model.backbone),
+            size=data.size,
+            alignment=data.alignment,
+        )
     )
 
     def forward(frames, waveform, frame_mask):
@@ -197,6 +203,8 @@ def predict_video(
     info = video if isinstance(video, VideoInfo) else probe(video)
     if not allow_silent:
         require_audio(info)
+    settings = {"size": size, "seconds": seconds, "frame_offset": frame_offset, "fps": fps}
+    settings |= {"allow_silent": allow_silent, "threshold": threshold, "batch_size": batch_size}
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_MaskFolder(masks_dir, info)) if masks_dir else None
         writer = stack.enter_context(OverlayWriter(output, info)) if output else None
@@ -212,19 +220,7 @@ def predict_video(
                     bar.reach(mask.time)
                 yield mask
 
-        masks = keep(
-            predict_masks(
-                info,
-                forward,
-                size=size,
-                seconds=seconds,
-                frame_offset=frame_offset,
-                fps=fps,
-                allow_silent=allow_silent,
-                threshold=threshold,
-                batch_size=batch_size,
-            )
-        )
+        masks = keep(predict_masks(info, forward, **settings))
         if writer is not None:
             overlays = _Nearest(masks, class_names)
             for frame in read_frames(info):

@@ -128,6 +128,7 @@ def make_train_step(
     normalization: tuple,
     size: int,
     seed: int,
+    alignment: str = "paper",
     accumulate: int = 1,
     ema_decay: float | None = None,
 ) -> Callable:
@@ -136,12 +137,15 @@ def make_train_step(
     Args:
       loss: `loss(outputs, batch) -> (scalar, {name: scalar})`.
       size: side at which frames are seen; larger or smaller batches are resized on the device.
+      alignment: of sound and seconds, see `audio.log_mel`.
       accumulate: the batch is worked through in that many parts, whose gradients are averaged;
         memory falls accordingly. Batch statistics are those of each part in turn.
     """
 
     def loss_of(params, batch_stats, batch, rng):
-        frames, log_mel = model_inputs(batch["frames"], batch["waveform"], normalization, size)
+        frames, log_mel = model_inputs(
+            batch["frames"], batch["waveform"], normalization, size, alignment
+        )
         outputs, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             frames,
@@ -229,12 +233,16 @@ def empty_totals(names: Iterable[str], mesh: Mesh) -> PyTree:
     return jax.device_put(totals, NamedSharding(mesh, PartitionSpec()))
 
 
-def make_forward(model: nn.Module, *, normalization: tuple, size: int | None) -> Callable:
+def make_forward(
+    model: nn.Module, *, normalization: tuple, size: int | None, alignment: str = "paper"
+) -> Callable:
     """`forward(variables, batch) -> f32[b t h w k]` logits at the size of the batch's frames."""
 
     def forward(variables, batch):
         height, width = batch["frames"].shape[2:4]
-        frames, log_mel = model_inputs(batch["frames"], batch["waveform"], normalization, size)
+        frames, log_mel = model_inputs(
+            batch["frames"], batch["waveform"], normalization, size, alignment
+        )
         logits = model.apply(variables, frames, log_mel, batch["frame_mask"])["logits"]
         b, t, _, _, k = logits.shape
         if logits.shape[2:4] == (height, width):

@@ -136,6 +136,7 @@ def train(config, workdir):
             mesh,
             normalization=normalization,
             size=size,
+            alignment=config.data.alignment,
             seed=config.seed,
             accumulate=config.accumulate,
             ema_decay=config.ema_decay,
@@ -152,7 +153,12 @@ def train(config, workdir):
         logs.say(f"train step for {size} x {size} compiled in {time.monotonic() - began:.1f} s")
 
     # ---------------------------------------------------------------- evaluation
-    forward = state.make_forward(model, normalization=normalization, size=config.data.size)
+    forward = state.make_forward(
+        model,
+        normalization=normalization,
+        size=config.data.size,
+        alignment=config.data.alignment,
+    )
     held_out = open_split(
         config.data.name, config.data.subset, config.eval.split, config.data.data_dir
     )

@@ -55,13 +55,13 @@ video=$(find "$workdir/videos" -name '*.mp4' | sort | head -n 1)
 python -m avs_jax.predict "$video" --checkpoint "$workdir" --output "$workdir/overlay.mp4"
 
 echo "== pictures"
-python -m avs_jax.visualize "$workdir" --split test --count 4 --data_dir "$data_dir"
+python -m avs_jax.pictures --checkpoint "$workdir" --split test --count 4 --data_dir "$data_dir"
 
 cat <<TEXT
 
 Look at:
   $workdir/overlay.mp4          the video with what sounds marked, and its sound
-  $workdir/strips/              frame | truth | prediction of held-out clips
+  $workdir/strips.png           frame | truth | prediction of held-out clips
   $workdir/learning_curve.png
   $workdir/results.json         the figures of the table above
 Your own video:
