@@ -120,6 +120,9 @@ class AVSBench(dataset_builder.FileReaderBuilder, skip_registration=__name__ == 
                 left_out=sorted({finding.clip for finding in findings if finding.fatal}),
             )
 
+    def _post_download_and_prepare_hook(self) -> None:
+        shutil.rmtree(self.staging)  # not before the data set is under its own name
+
     def _remove_half_built(self) -> None:
         """What a build that was killed at its very end left beside the folder we write to."""
         for folder in pathlib.Path(self.data_path).parent.glob("incomplete.*"):
@@ -127,7 +130,7 @@ class AVSBench(dataset_builder.FileReaderBuilder, skip_registration=__name__ == 
                 shutil.rmtree(folder)
 
     def _adopt(self, plan: Sequence[shards.Shard], reports: Sequence[shards.Report]):
-        """Moves the finished shards into the data set's folder; empty ones stay behind."""
+        """Puts the finished shards into the data set's folder; empty ones stay behind."""
         infos = []
         for split, name in SPLITS.items():
             parts = [
@@ -143,7 +146,7 @@ class AVSBench(dataset_builder.FileReaderBuilder, skip_registration=__name__ == 
             )
             for index, (shard, _) in enumerate(parts):
                 target = template.sharded_filepath(shard_index=index, num_shards=len(parts))
-                # A link, so that the shard is not lost if we are killed before the last line.
+                # A link, so that no shard is lost if we are killed before the data set is finished.
                 try:
                     os.link(shard.path, target)
                 except OSError:
@@ -167,7 +170,7 @@ class AVSBench(dataset_builder.FileReaderBuilder, skip_registration=__name__ == 
 
 @contextlib.contextmanager
 def _hold(folder: pathlib.Path):
-    """The folder of unfinished shards, for one build at a time; removed after a good end."""
+    """The folder of unfinished shards, for one build at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         try:
@@ -180,7 +183,6 @@ def _hold(folder: pathlib.Path):
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
         yield folder
-    shutil.rmtree(folder)
 
 
 def find_clips(
@@ -234,6 +236,8 @@ def _check_broken(
     lines = [f"{f.clip}: {f.kind} {f.path} {f.detail}".rstrip() for f in fatal]
     for line in lines[:_LISTED]:
         print(f"  {line}", file=sys.stderr)
+    if len(lines) > _LISTED:
+        print(f"  ... and {len(lines) - _LISTED} more", file=sys.stderr)
     count = len({finding.clip for finding in fatal})
     if skip_broken:
         print(f"left out: {count} of {num_clips} clips", file=sys.stderr)

@@ -36,6 +36,7 @@ _UNCOMPRESSED = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 0),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
 )
+_OBJECT_SIZE = (224, 224)  # of the object layout's frames and masks, as released
 _SILENCE = 1e-4  # of full scale: three steps of int16
 
 
@@ -96,9 +97,8 @@ def read_clip(
     """
     reader = _Reader(clip)
     if not any(map(os.path.exists, (*clip.frames, *clip.masks, *clip.colours, clip.wav))):
-        reader.report(
-            "missing_clip", os.path.dirname(clip.frames[0]), f"{clip.split} {clip.subset}"
-        )
+        folder = os.path.dirname(clip.frames[0])
+        reader.report("missing_clip", folder, f"{clip.subset} {clip.split}")
         return None, reader.findings
     frames, sizes = _read_frames(reader, repack)
     label = _read_labels(reader, sizes)
@@ -156,6 +156,9 @@ def _read_frames(reader: _Reader, repack: bool) -> tuple[list[bytes], list[tuple
         first = next(size for size in sizes if size)
         if picture.size != first:
             reader.report("frame_size", path, f"{_spell(picture.size)}, not {_spell(first)}")
+    first = next((size for size in sizes if size), _OBJECT_SIZE)
+    if reader.clip.subset not in SUBSETS and first != _OBJECT_SIZE:
+        reader.report("not_224", reader.clip.frames[0], _spell(first))
     return frames, sizes
 
 

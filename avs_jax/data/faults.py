@@ -36,6 +36,11 @@ KINDS = {
         "masks of another size than their frame",
         "put back the release's frames and masks; if you resize, resize both (masks: nearest)",
     ),
+    "not_224": Kind(
+        False,
+        "clips of S4 and MS3 whose frames are not 224 x 224",
+        "nothing to do: all are resized; for published comparisons put back the release's frames",
+    ),
     "frame_mode": Kind(
         False,
         "frames that are not 8-bit RGB in JPEG or PNG",

@@ -85,6 +85,12 @@ def _resize(path, size):
     return _change(path, lambda picture: picture.resize(size, PIL.Image.Resampling.NEAREST))
 
 
+def _shrink(clip):
+    for path in (*clip.frames, *clip.masks):
+        _resize(path, (96, 96))
+    return clip.frames[0]
+
+
 def _remove_all(clip):
     for path in (*clip.frames, *clip.masks, *clip.colours, clip.wav):
         pathlib.Path(path).unlink(missing_ok=True)
@@ -125,9 +131,10 @@ FAULTS = (
     Fault("pickle_as_wav", "s4", "pickled_wav", _pickle),
     Fault("torch_zip_as_wav", "s4", "pickled_wav", lambda c: _write(c.wav, b"PK\3\4" + bytes(99))),
     Fault("wav_of_0_s", "s4", "empty_wav", _wav(0)),
-    Fault("other_frame_size", "s4", "frame_size", lambda clip: _resize(clip.frames[2], (20, 16))),
-    Fault("other_mask_size", "s4", "mask_size", lambda clip: _resize(clip.masks[1], (20, 20))),
+    Fault("other_frame_size", "s4", "frame_size", lambda clip: _resize(clip.frames[2], (200, 224))),
+    Fault("other_mask_size", "s4", "mask_size", lambda clip: _resize(clip.masks[1], (112, 112))),
     Fault("turned_label", "v2", "mask_size", lambda clip: _resize(clip.masks[2], (54, 96))),
+    Fault("small_clip", "s4", "not_224", _shrink),
     Fault("grey_frame", "s4", "frame_mode", lambda c: _convert(c.frames[0], "L")),
     Fault(
         "rgba_frame",
@@ -162,7 +169,7 @@ FAULTS = (
 )
 
 
-def write_broken(folder: pathlib.Path, size: int = 32) -> dict[str, str]:
+def write_broken(folder: pathlib.Path, size: int = 224) -> dict[str, str]:
     """Writes a miniature S4 and AVSS with one clip, of the test split, for each fault.
 
     Returns:

@@ -26,8 +26,8 @@ def run(capsys, *args):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    mini.write_s4(folder / "s4", 16)
-    mini.write_ms3(folder / "ms3", 16)
+    mini.write_s4(folder / "s4")
+    mini.write_ms3(folder / "ms3")
     rows = tuple(row for row in mini.SEMANTIC_CLIPS if row.seconds is None)
     mini.write_semantic(folder / "semantic", rows)
     return folder
@@ -165,9 +165,3 @@ def test_report_file_has_all_findings(broken, tmp_path):
 def test_no_avsbench_is_an_error_of_the_user(tmp_path):
     with pytest.raises(errors.NotFoundError, match="no AVSBench under"):
         check.main([str(tmp_path)])
-
-
-def test_workers_find_the_same(broken):
-    folder = broken[1][0].layout.table.parent.parent
-    findings = [result.findings for result in check.check(folder, any_count=True, num_workers=2)]
-    assert findings == [result.findings for result in broken[1]]

@@ -28,12 +28,12 @@ def list_clips(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return list_clips(mini.write_all(tmp_path_factory.mktemp("clips"), size=32))
+    return list_clips(mini.write_all(tmp_path_factory.mktemp("clips")))
 
 
 @pytest.fixture
 def s4_clip(tmp_path):
-    mini.write_s4(tmp_path, 32, {"test": [("x", "dog_barking")]})
+    mini.write_s4(tmp_path, clips={"test": [("x", "dog_barking")]})
     return list_clips(tmp_path)["x"]
 
 
@@ -67,7 +67,7 @@ def test_repacked_frames_have_the_same_pixels(whole):
     example, findings = clips.read_clip(clip, repack=True)
     assert not findings
     for data, path in zip(example["frames"], clip.frames, strict=True):
-        assert len(data) > 32 * 32 * 3
+        assert len(data) > 224 * 224 * 3
         np.testing.assert_array_equal(decode(data), cv2.imread(path))
 
 
@@ -82,7 +82,7 @@ def test_s4_masks_become_zero_and_one(whole, name):
     example, _ = clips.read_clip(whole[name])
     assert example["num_labelled"] == len(example["label"])
     for index, data in enumerate(example["label"]):
-        np.testing.assert_array_equal(decode(data), mini.draw_mask(name, index, 32, 32))
+        np.testing.assert_array_equal(decode(data), mini.draw_mask(name, index, 224, 224))
 
 
 def test_ms3_mask_without_an_object_is_all_zero(whole):
@@ -187,7 +187,7 @@ def test_frames_of_other_modes_become_rgb(broken, name):
 @pytest.mark.parametrize("name", ["white_rgb_mask", "one_bit_mask", "palette_mask", "grey_pixel"])
 def test_masks_of_other_modes_mean_the_same(broken, name):
     label = decode(broken[1][name][0]["label"][0])
-    np.testing.assert_array_equal(label, mini.draw_mask(name, 0, 32, 32))
+    np.testing.assert_array_equal(label, mini.draw_mask(name, 0, 224, 224))
 
 
 def test_pickle_is_never_loaded(broken):
