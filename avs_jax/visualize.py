@@ -5,6 +5,7 @@ Pictures are u8[h w 3] RGB arrays; `write_png` saves them.
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from avs_jax.types import Bool, Float, Int, UInt8
 # Of binary masks. Rare in nature and in films, and bright on light and dark ground.
 BINARY_COLOURS = np.array([(0, 0, 0), (255, 40, 130)], np.uint8)
 _PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (140, 140, 140)
+_NO_LOSS = {
+    f"train/{name}" for name in ("learning_rate", "clips_per_second", "seconds", "grad_norm")
+}
+_SCORE = re.compile(r"(?!train/).*/(miou|f_measure)(_mute|_swap)?")  # the log has finer ones
 _CELL = 144  # least width of a picture in a strip, pixels
 _GAP = 6
 
@@ -145,6 +150,9 @@ def strip(
     Under the prediction of each second stands its Jaccard index with the truth, over all sources.
     """
     t, height, width = frames.shape[:3]
+    if binary:
+        truth = None if truth is None else np.minimum(truth, 1)
+        prediction = np.minimum(prediction, 1)
     scale = max(1.0, _CELL / width)
     size = (round(width * scale), round(height * scale))
     colours = BINARY_COLOURS if binary else palette(256)
@@ -157,7 +165,7 @@ def strip(
         for k in range(t):
             cell = cv2.resize(frames[k], size, interpolation=cv2.INTER_CUBIC)
             if ids is not None:
-                mask = np.minimum(ids[k], 1) if binary else ids[k]
+                mask = ids[k]
                 used |= set(np.unique(mask).tolist()) - {0}
                 mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
                 cell = overlay(_dim(cell), mask, colours, alpha=0.75)
@@ -285,9 +293,8 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
       BadValueError: the log holds no train/loss and no score.
     """
     curves = _read_curves(log)
-    pace = ("train/learning_rate", "train/clips_per_second", "train/seconds", "time")
-    losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in pace}
-    scores = {n: c for n, c in curves.items() if not n.startswith("train/") and n not in pace}
+    losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in _NO_LOSS}
+    scores = {n: c for n, c in curves.items() if _SCORE.fullmatch(n)}
     if not losses and not scores:
         raise errors.BadValueError(
             f"{str(log)!r} holds no train/loss and no score; wanted a run's metrics.jsonl."
@@ -345,6 +352,7 @@ def _draw_panel(axis, title: str, group: dict) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     axis.margins(y=0.12)
+    axis.set_ylim(bottom=0)
 
 
 def _is_main(name: str) -> bool:
@@ -360,20 +368,13 @@ def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
 
 
 def _add_minutes(axis, seconds: tuple[np.ndarray, np.ndarray] | None) -> None:
-    """A second scale on top: minutes of training, where the log tells them."""
-    if seconds is None or len(seconds[0]) < 2 or not (np.diff(seconds[1]) > 0).all():
+    """A second scale on top, where the log tells it: after how many minutes of training."""
+    if seconds is None or len(seconds[0]) < 2:
         return
-    steps, minutes = seconds[0].astype(float), seconds[1] / 60
-    pace = (minutes[-1] - minutes[0]) / (steps[-1] - steps[0])
-    beyond = np.array([-1.0, 1.0]) * (steps[-1] - steps[0])  # the axis goes on past the data
-    minutes = np.insert(minutes, [0, len(steps)], minutes[[0, -1]] + beyond * pace)
-    steps = np.insert(steps, [0, len(steps)], steps[[0, -1]] + beyond)
-    scale = axis.secondary_xaxis(
-        "top",
-        functions=(
-            lambda x: np.interp(x, steps, minutes),
-            lambda x: np.interp(x, minutes, steps),
-        ),
-    )
+    steps, minutes = seconds[0], seconds[1] / 60
+    places = np.linspace(steps[0], steps[-1], 6)
+    scale = axis.twiny()
+    scale.set_xlim(axis.get_xlim())
+    scale.set_xticks(places, [f"{m:.1f}" for m in np.interp(places, steps, minutes)], fontsize=8)
     scale.set_xlabel("minutes of training", fontsize=8)
-    scale.tick_params(labelsize=8)
+    scale.spines[["right"]].set_visible(False)
