@@ -36,6 +36,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -64,7 +65,7 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
@@ -86,7 +87,7 @@ class Conv(nn.Module):
     features: int
     kernel: int
     groups: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w e"]:
@@ -112,12 +113,18 @@ class ConvNormRelu(nn.Module):
     kernel: int = 3
     groups: int = 1
     train: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w e"]:
         x = Conv(self.features, self.kernel, self.groups, self.dtype, name="conv")(x)
-        norm = nn.BatchNorm(not self.train, momentum=0.9, dtype=self.dtype, name="norm")
+        norm = nn.BatchNorm(
+            not self.train,
+            momentum=0.9,
+            use_fast_variance=False,  # see backbones/resnet.py
+            dtype=self.dtype,
+            name="norm",
+        )
         return nn.relu(norm(x))
 
 
@@ -134,7 +141,7 @@ class AVGA(nn.Module):
 
     groups: int
     train: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -162,7 +169,7 @@ class CrossModalAttention(nn.Module):
 
     num_heads: int
     gradient_through_mask: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -218,7 +225,7 @@ class QSCA(nn.Module):
     stride: int
     restore_token_order: bool = False
     gradient_through_mask: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -269,7 +276,7 @@ class GF(nn.Module):
     """Guided fusion of a stage's map with the coarser stage's decoding and with the guidance."""
 
     train: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -293,7 +300,7 @@ class Head(nn.Module):
     hidden: int
     num_classes: int
     train: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w k"]:
@@ -333,7 +340,7 @@ class PCMANet(nn.Module):
     num_tags: int = 0  # auxiliary heads, training only; not of the paper
     num_semantic: int = 0
     remat: bool = False  # recompute the decoder's blocks in the backward pass, to save memory
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -475,7 +482,8 @@ def loss(
             value = losses.cross_entropy(logits, label)
         parts[f"output{stage}"] = losses.weighted_mean(value, frames)
         total += weight * parts[f"output{stage}"]
-    auxiliary = auxiliary_losses(outputs, label, frames)
+    heads = {name: outputs[name] for name in ("tags", "semantic") if name in outputs}
+    auxiliary = auxiliary_losses(heads, label, frames)
     for name, weight in (("tags", tag_weight), ("semantic", semantic_weight)):
         total += weight * auxiliary.get(name, 0.0)
     kept = dict(zip(("kept4", "kept3", "kept2"), outputs["kept"], strict=True))
