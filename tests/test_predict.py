@@ -361,6 +361,7 @@ def test_program_segments_a_film_with_a_model(tmp_path, fill_variables, monkeypa
         "num_classes": 1,
     }
     data = {"name": "sounding_shapes", "size": 32, "seconds": 2, "frame_offset": 0.5}
+    data["alignment"] = "paper"
     config = ml_collections.FrozenConfigDict({"model": model, "data": data})
     module = get_model(**model)
     inputs = jnp.zeros((1, 2, 32, 32, 3)), jnp.zeros((1, 2, 96, 64))
