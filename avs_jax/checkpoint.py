@@ -9,6 +9,8 @@ read is set aside in favour of the one before.
 """
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -75,12 +77,20 @@ def _split(state: TrainState) -> tuple[PyTree, PyTree]:
     return model, {"step": state.step, "opt_state": state.opt_state}
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _say_on_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 class Checkpoints:
     """The checkpoints of one run. Saving happens in the background."""
 
     def __init__(
         self,
-        workdir: str,
+        workdir: str | os.PathLike,
         config: ml_collections.ConfigDict,
         *,
         keep: int = 2,
@@ -182,8 +192,9 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception) -> None:
         source = self.workdir / "checkpoints" / str(step)
         target = self.workdir / "broken" / str(step)
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        self._say(f"checkpoint {step} cannot be read ({reason}); set aside as {target}.")
+        self._say(
+            f"checkpoint {step} cannot be read ({_first_line(error)}); set aside as {target}."
+        )
         if jax.process_index() == 0:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -203,7 +214,7 @@ class Checkpoints:
         self._best.close()
 
 
-def _manager(path: epath.Path, keep: int) -> ocp.CheckpointManager:
+def _manager(path: epath.Path, keep: int | None) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         path,
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
@@ -232,23 +243,39 @@ def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str)
         )
 
 
-def build_model(config: ml_collections.ConfigDict) -> nn.Module:
+def build_model(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> nn.Module:
     """The model that `config.model` describes."""
-    return get_model(**ml_collections.FrozenConfigDict(config.model).as_configdict())
+    # Frozen: lists, which tuples become in JSON, are tuples again.
+    return get_model(**dict(ml_collections.FrozenConfigDict(config.model)))
 
 
-def load_model(directory: str, which: str = "best") -> Loaded:
+def load_model(
+    directory: str | os.PathLike, which: str = "best", say: Callable[[str], None] = _say_on_stderr
+) -> Loaded:
     """The model of a run's WORKDIR with its weights.
 
     Args:
-      which: "best" (falls back to "latest" where no validation ran), "latest", or a step.
+      which: "best" (or "latest" where no validation ran), "latest", or a step. Where the best or
+        latest cannot be read, the one before is taken and `say` is told.
 
     Raises:
       NotFoundError: no such folder, no checkpoint in it, or not that step.
-      BadValueError: the checkpoint cannot be read or fits no model of this version.
+      BadValueError: no checkpoint can be read, or it fits no model of this version.
     """
-    workdir = epath.Path(directory).resolve()
-    folder, step = _find_step(workdir, which)
+    workdir = epath.Path(directory).expanduser().resolve()
+    reasons = []
+    for folder, step in _find_steps(workdir, which):
+        try:
+            return _load_step(folder, step)
+        except errors.InputError:
+            raise
+        except Exception as error:  # orbax raises whatever its parts raise
+            reasons.append(f"{folder.name}/{step} cannot be read ({_first_line(error)})")
+            say(f"checkpoint {reasons[-1]}; trying the one before.")
+    raise errors.BadValueError(f"no checkpoint of {workdir} can be used: {'; '.join(reasons)}.")
+
+
+def _load_step(folder: epath.Path, step: int) -> Loaded:
     manager = _manager(folder, None)
     try:
         meta = _read_meta(manager, step)
@@ -265,14 +292,6 @@ def load_model(directory: str, which: str = "best") -> Loaded:
         args = ocp.args.Composite(model=ocp.args.StandardRestore(target))
         restored = manager.restore(step, args=args)["model"]
         _check_sums({"model": restored}, meta["checksums"])
-    except errors.InputError:
-        raise
-    except Exception as error:  # orbax raises whatever its parts raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise errors.BadValueError(
-            f"checkpoint {folder / str(step)} cannot be read ({reason}); use --which with another "
-            "step, or train again."
-        ) from error
     finally:
         manager.close()
     variables = {
@@ -282,27 +301,28 @@ def load_model(directory: str, which: str = "best") -> Loaded:
     return Loaded(config, model, variables, step)
 
 
-def _find_step(workdir: epath.Path, which: str) -> tuple[epath.Path, int]:
+def _find_steps(workdir: epath.Path, which: str) -> list[tuple[epath.Path, int]]:
+    """Where `which` may be, the one to be preferred first."""
     found = {}
-    for folder in ("checkpoints", "best"):
+    for folder in ("best", "checkpoints"):
         path = workdir / folder
         steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
-        found[folder] = sorted(steps)
+        found[folder] = [(path, step) for step in sorted(steps, reverse=True)]
     if not any(found.values()):
         raise errors.NotFoundError(
             f"no checkpoint under {workdir}: expected checkpoints/STEP or best/STEP, as "
             "`python -m avs_jax.train --workdir` writes them."
         )
-    if which == "best" and found["best"]:
-        return workdir / "best", found["best"][-1]
-    if which in ("best", "latest") and found["checkpoints"]:
-        return workdir / "checkpoints", found["checkpoints"][-1]
-    for folder, steps in found.items():
-        if which in ("best", "latest") and steps:
-            return workdir / folder, steps[-1]
-        if str(which).isdigit() and int(which) in steps:
-            return workdir / folder, int(which)
-    known = sorted({str(step) for steps in found.values() for step in steps}, key=int)
-    raise errors.NotFoundError(
-        f"no checkpoint {which!r} under {workdir}; there are: best, latest, {', '.join(known)}."
-    )
+    if which == "best":
+        return found["best"] + found["checkpoints"]
+    if which == "latest":
+        return found["checkpoints"] + found["best"]
+    everywhere = found["checkpoints"] + found["best"]
+    matches = [(path, step) for path, step in everywhere if str(step) == str(which)]
+    if not matches:
+        known = sorted({step for _, step in everywhere})
+        raise errors.NotFoundError(
+            f"no checkpoint {which!r} under {workdir}; there are: best, latest, "
+            f"{', '.join(map(str, known))}."
+        )
+    return matches

@@ -65,7 +65,7 @@ class Logs:
             self._board.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):  # a line cut off by a kill

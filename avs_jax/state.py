@@ -17,9 +17,12 @@ from avs_jax.types import Array, Int, PyTree
 
 @flax.struct.dataclass
 class TrainState:
-    """step i32[], params and ema (a running average of them, or None), batch_stats, opt_state."""
+    """step i32[], params and ema (a running average of them, or None), batch_stats, opt_state.
 
-    step: Int[Array, ""]
+    Fields are trees of whatever jax puts in them: arrays, shapes, shardings.
+    """
+
+    step: PyTree
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree

@@ -44,15 +44,15 @@ def main(argv):
         raise errors.BadValueError(f"unknown argument {argv[1]!r}; see --help.")
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise errors.BadValueError("--config FILE[:arguments] and --workdir DIR are needed.")
-    train(_CONFIG.value, _WORKDIR.value)
+    train(_CONFIG.value, _WORKDIR.value, _DISTRIBUTED.value)
 
 
-def train(config, workdir):
+def train(config, workdir, distributed=False):
     started = time.monotonic()
 
     # ---------------------------------------------------------------- devices and folder
     quiet_libraries()
-    sharding.start_jax(_DISTRIBUTED.value)
+    sharding.start_jax(distributed)
     mesh = sharding.make_mesh(config.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
     sharding.check_batch_size(config.batch_size // config.accumulate, mesh, "batch per part")
@@ -166,7 +166,7 @@ def train(config, workdir):
 
     # ---------------------------------------------------------------- loop
     stop = threading.Event()
-    if not _DISTRIBUTED.value:  # else jax.distributed has its own handler
+    if not distributed:  # else jax.distributed has its own handler
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
     seconds_before = logs.last("train/seconds", 0.0)
     recent_ids = deque(maxlen=config.log_every)
@@ -188,7 +188,9 @@ def train(config, workdir):
         stopping = stop.is_set() or checkpoints.reached_preemption(step)
         if step % config.log_every == 0 or evaluate or save or stopping:
             numbers = jax.device_get(totals)
-            check_finite(numbers["bad_step"], recent_ids, checkpoints)
+            if numbers["bad_step"] >= 0:
+                bar.close()
+                raise not_finite(int(numbers["bad_step"]), recent_ids, checkpoints)
             now = time.monotonic()
             scalars = {f"train/{k}": v / numbers["count"] for k, v in numbers["sums"].items()}
             scalars["train/learning_rate"] = schedule(step - 1)
@@ -236,19 +238,13 @@ def make_workdir(workdir: str) -> Path:
     return path
 
 
-def check_finite(bad_step: int, recent_ids, checkpoints: Checkpoints) -> None:
-    """Stops a run whose loss or gradient is no number any more.
-
-    Raises:
-      BadValueError: with the step, the clips of its batch, and the last checkpoint before it.
-    """
-    if bad_step < 0:
-        return
+def not_finite(bad_step: int, recent_ids, checkpoints: Checkpoints) -> errors.BadValueError:
+    """The error that stops a run whose loss or gradient is no number any more."""
     ids = next((ids for step, ids in recent_ids if step == bad_step), ())
     checkpoints.wait()
     saved = checkpoints.latest_step()
     last = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
-    raise errors.BadValueError(
+    return errors.BadValueError(
         f"loss or gradient is NaN or infinite at step {bad_step}; its clips: {', '.join(ids)}; "
         f"{last}. Lower --config.optimizer.learning_rate or set --config.optimizer.clip_norm."
     )

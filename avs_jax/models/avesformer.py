@@ -42,6 +42,7 @@ from avs_jax.types import Array, Bool, Float
 
 # Two passes over the data: the one-pass variance loses digits, see backbones/resnet.py.
 _group_norm = functools.partial(nn.GroupNorm, use_fast_variance=False)
+_layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Neck(nn.Module):
@@ -93,11 +94,11 @@ class PromptQueryGenerator(nn.Module):
         prompts = jnp.broadcast_to(prompts.astype(audio.dtype), (n, self.num_prompts, dim))
         z = jnp.concatenate([audio, prompts], axis=1)
         for i in range(self.num_layers):
-            x = nn.LayerNorm(dtype=self.dtype, name=f"layer{i}_norm1")(z)
+            x = _layer_norm(dtype=self.dtype, name=f"layer{i}_norm1")(z)
             z = z + MultiHeadAttention(
                 self.num_heads, dtype=self.dtype, name=f"layer{i}_self_attention"
             )(x, x, x)
-            x = nn.LayerNorm(dtype=self.dtype, name=f"layer{i}_norm2")(z)
+            x = _layer_norm(dtype=self.dtype, name=f"layer{i}_norm2")(z)
             z = z + FeedForward(self.hidden, dtype=self.dtype, name=f"layer{i}_ffn")(x)
         return z
 
@@ -135,7 +136,7 @@ class LateStage(nn.Module):
         positions: Float[Array, "s d"],
     ) -> Float[Array, "n s d"]:
         def norm(y, name):
-            return nn.LayerNorm(dtype=self.dtype, name=name)(y)
+            return _layer_norm(dtype=self.dtype, name=name)(y)
 
         y = norm(x, "norm1")
         place = y + positions

@@ -1,0 +1,40 @@
+"""Errors: builtin types, one line, exit code 2."""
+
+import pytest
+
+from avs_jax import errors
+
+
+def test_unknown_name_lists_the_known_ones_and_is_a_key_error():
+    with pytest.raises(KeyError) as info:
+        raise errors.unknown_name("model", "catrr", ["pcmanet", "catr"])
+    assert str(info.value) == "unknown model 'catrr'; known: catr, pcmanet."
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (errors.BadValueError("a=1 is odd."), "ValueError: a=1 is odd."),
+        (errors.NotFoundError("no a."), "FileNotFoundError: no a."),
+        (errors.UnknownNameError("unknown a."), "KeyError: unknown a."),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_program_ends_with_one_line_and_code_2(capsys, monkeypatch, error, line):
+    monkeypatch.delenv("AVS_JAX_TRACEBACK", raising=False)
+
+    def program():
+        raise error
+
+    with pytest.raises(SystemExit) as info:
+        errors.run_program(program)
+    assert info.value.code == 2
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    def program():
+        raise ValueError("a bug of ours")
+
+    with pytest.raises(ValueError, match="a bug of ours"):
+        errors.run_program(program)

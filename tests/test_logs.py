@@ -1,0 +1,39 @@
+"""Logs: lines that survive a kill, and are not written twice."""
+
+import json
+
+from avs_jax.logs import Logs
+
+
+def read(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_scalars_become_json_lines_and_tensorboard(tmp_path):
+    logs = Logs(tmp_path)
+    logs.write(3, {"train/loss": 0.5})
+    logs.close()
+    (line,) = read(tmp_path)
+    assert line["step"] == 3
+    assert line["train/loss"] == 0.5
+    assert any(tmp_path.joinpath("tensorboard").iterdir())
+
+
+def test_rewind_drops_later_lines_and_a_cut_one(tmp_path):
+    logs = Logs(tmp_path)
+    for step in (1, 2, 3):
+        logs.write(step, {"train/loss": float(step)})
+    with logs.path.open("a") as file:
+        file.write('{"step": 2, "tr')
+    logs.rewind(2)
+    logs.close()
+    assert [line["step"] for line in read(tmp_path)] == [1, 2]
+
+
+def test_last_gives_the_newest_value(tmp_path):
+    logs = Logs(tmp_path)
+    assert logs.last("train/seconds", 0.0) == 0.0
+    logs.write(1, {"train/seconds": 7.0})
+    logs.write(2, {"validation/miou": 0.5})
+    assert logs.last("train/seconds", 0.0) == 7.0
+    logs.close()
