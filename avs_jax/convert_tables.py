@@ -270,6 +270,64 @@ def _pcmanet(backbone="resnet50", audio_backbone="vggish", **_) -> Table:
     return model_table(backbone, prefix, rules, ignore, audio_backbone)
 
 
+def _catr(backbone="resnet50", audio_backbone="vggish", **_):
+    """The published file, of mode="reference"."""
+
+    def attention(source, target):
+        parts = [f"{target}/{part}" for part in ("query", "key", "value")]
+        return [
+            *packed_dense(f"{source}.in_proj", parts, separator="_"),
+            *dense(f"{source}.out_proj", f"{target}/out"),
+        ]
+
+    def layer(source, target):
+        return [
+            *attention(f"{source}.self_attn", f"{target}/self_attention"),
+            *dense(f"{source}.linear{{k}}", f"{target}/linear{{k}}"),
+            *norm(f"{source}.norm{{k}}", f"{target}/norm{{k}}"),
+        ]
+
+    temporal = "transformer.temporal_encoder"
+    rules = [
+        conv("conv{i}.conv2d_list.{j}", "stage{i}/conv{j}"),
+        conv("vid_embed_proj", "visual_tokens"),
+        dense("transformer.audio_proj.fc", "audio_tokens"),
+        norm("transformer.audio_proj.layer_norm", "audio_norm"),
+        layer("transformer.spatial_encoder.layers.{i}", "spatial{i}"),
+        layer(f"{temporal}.layers.{{i}}", "temporal{i}/layer"),
+        attention(
+            f"{temporal}.layers.{{i}}.av_atten.multihead_attn", "temporal{i}/audio_to_visual"
+        ),
+        attention(
+            f"{temporal}.layers.{{i}}.va_atten.multihead_attn", "temporal{i}/visual_to_audio"
+        ),
+        conv(f"{temporal}.attention_feature.0", "gates/gate"),
+        conv(f"{temporal}.output{{i}}.0", "gates/conv{i}"),
+        batch_norm(f"{temporal}.output{{i}}.1", "gates/norm{i}"),
+        Rule(f"{temporal}.output{{i}}.2.weight", "params/gates/prelu{i}/negative_slope", SCALAR),
+        Rule("obj_queries.weight", "params/queries"),
+        layer("transformer.decoder.layers.{i}", "decoder{i}"),
+        attention("transformer.decoder.layers.{i}.multihead_attn", "decoder{i}/cross_attention"),
+        norm("transformer.decoder.norm", "decoder_norm"),
+        conv("spatial_decoder.lay{i}", "pixel_decoder/conv{i}"),
+        norm("spatial_decoder.gn{i}", "pixel_decoder/norm{i}"),
+        conv("spatial_decoder.adapter{i}", "pixel_decoder/adapter{i}"),
+        conv("spatial_decoder.out_lay", "pixel_decoder/out"),
+        dense("is_referred_head", "classes"),
+        dense("instance_kernels_head.layers.{i}", "kernel{i}"),
+    ]
+    last = r"transformer\.temporal_encoder\.layers\.2"
+    ignore = {
+        r"conv1\..*": "of the stage at 1/4, whose result nothing reads",
+        r"path[1-4]\..*": "never called",
+        r"fusion_module\..*": "never called",
+        r"transformer\.temporal_encoder\.(av|va)_atten\..*": "never called; each layer has its own",
+        r".*\.(av|va)_atten\.vid_embed_proj\..*": "never called",
+        rf"{last}\.va_atten\..*": "the last layer's audio tokens, which nothing reads",
+    }
+    return model_table(backbone, "encoder_backbone.", rules, ignore, audio_backbone)
+
+
 # network -> function of its fields -> table
 TABLES: dict[str, Callable[..., Table]] = {
     "resnet18": _resnet,
@@ -282,4 +340,5 @@ TABLES: dict[str, Callable[..., Table]] = {
     "pvt_v2_b5": _pvt_v2,
     "vggish": _vggish,
     "pcmanet": _pcmanet,
+    "catr": _catr,
 }

@@ -1,6 +1,7 @@
 """Multi-head attention and the feed-forward block of a transformer layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 
 from avs_jax.types import Array, Bool, Float
 
-# Attention weights of one sequence that may exist at a time: 32 MB in float32. 28 x 28 tokens with
-# 8 heads stay whole, 56 x 56 tokens (315 MB a frame) are computed in tiles of queries.
-MAX_WEIGHTS = 2**23
+# Attention weights of one sequence that may exist at a time: 8 MB in float32. All of 56 x 56 tokens
+# with 8 heads would be 315 MB a frame. On CPU tiles of this size are also faster than the whole.
+MAX_WEIGHTS = 2**21
 
 
 def attend(
@@ -50,7 +51,7 @@ class MultiHeadAttention(nn.Module):
     num_heads: int
     use_bias: bool = True
     projection_init: Callable = nn.initializers.lecun_normal()  # of query, key and value
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -91,7 +92,7 @@ class FeedForward(nn.Module):
 
     hidden: int
     activation: Callable = jax.nn.gelu
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n s d"]) -> Float[Array, "n s d"]:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 from avs_jax import audio, errors
 from avs_jax.backbones import get_backbone
-from avs_jax.models import avesformer
+from avs_jax.models import avesformer, catr
 from avs_jax.types import Array, Float, UInt8
 
 # name -> (file, its whole network)
 MODELS: dict[str, tuple[ModuleType, type[nn.Module]]] = {
     "avesformer": (avesformer, avesformer.AVESFormer),
+    "catr": (catr, catr.CATR),
 }
 
 
@@ -74,16 +75,18 @@ def model_inputs(
     waveform: Float[Array, "b s"],
     normalization: tuple,
     size: int | None = None,
+    alignment: str = "paper",
 ) -> tuple[Float[Array, "b t out_h out_w 3"], Float[Array, "b t 96 64"]]:
     """A batch's frames and sound -> what models take. Runs on the device, inside jit.
 
     Args:
       normalization: (mean, std) per channel of RGB in [0, 1], see `backbones.get_normalization`.
       size: side to which frames are resized first (antialiased); None keeps them.
+      alignment: of the log-mel patches with the seconds, see `audio.log_mel`.
     """
     b, t, height, width, c = frames.shape
     pictures = frames.astype(jnp.float32) / 255.0
     if size is not None and (height, width) != (size, size):
         pictures = jax.image.resize(pictures, (b, t, size, size, c), "linear", antialias=True)
     mean, std = (jnp.asarray(values, jnp.float32) for values in normalization)
-    return (pictures - mean) / std, audio.log_mel(waveform, num_patches=t)
+    return (pictures - mean) / std, audio.log_mel(waveform, t, alignment)

@@ -32,11 +32,12 @@ queries, the order of the pyramid (comments in the code claim masks of 56 x 56, 
 Deviations that change no published number: any number of frames (the code has 5 hard-coded);
 parameters that never reach an output do not exist (74 tensors, see `convert`); `frame_mask` keeps
 frames that do not exist out of every attention. In training no dropout on attention weights (the
-code has 0.1 there too): they are never all in memory. Several classes (AVSS) are ours, see `answer`.
+code has 0.1 there too): they are never all in memory. AVSS is ours, see `catr_criterion`.
 Published for PVTv2-B5 (mIoU, by third parties): S4 81.4, MS3 59.0, AVSS 32.8.
 """
 
 import itertools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,7 +47,7 @@ from avs_jax import errors
 from avs_jax.layers.attention import MultiHeadAttention
 from avs_jax.layers.auxiliary import AuxiliaryHeads
 from avs_jax.layers.positions import sine_positions_2d
-from avs_jax.models.catr_criterion import answer, loss
+from avs_jax.models.catr_criterion import answer, loss, query_attention
 from avs_jax.types import Array, Bool, Float
 
 __all__ = ["CATR", "answer", "loss", "query_attention"]
@@ -62,11 +63,11 @@ class DilatedHead(nn.Module):
     """Sum of four 3x3 convolutions that look 3, 6, 12 and 18 cells far."""
 
     dim: int
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
-        def conv(dilation):
+        def conv(i, dilation):
             return nn.Conv(
                 self.dim,
                 (3, 3),
@@ -74,10 +75,10 @@ class DilatedHead(nn.Module):
                 kernel_dilation=dilation,
                 kernel_init=nn.initializers.normal(0.01),
                 dtype=self.dtype,
-                name=f"dilation{dilation}",
+                name=f"conv{i}",
             )
 
-        return sum(conv(dilation)(x) for dilation in (3, 6, 12, 18))
+        return sum(conv(i, dilation)(x) for i, dilation in enumerate((3, 6, 12, 18)))
 
 
 class EncoderLayer(nn.Module):
@@ -86,7 +87,7 @@ class EncoderLayer(nn.Module):
     num_heads: int
     hidden: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(
@@ -106,7 +107,7 @@ class DecoderLayer(nn.Module):
     num_heads: int
     hidden: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(
@@ -135,7 +136,7 @@ def _drop(module, x):
 
 
 def _add_norm(module, x, y, name):
-    return nn.LayerNorm(EPSILON, dtype=module.dtype, name=name)(x + _drop(module, y))
+    return nn.LayerNorm(epsilon=EPSILON, dtype=module.dtype, name=name)(x + _drop(module, y))
 
 
 def _feed_forward(module, x, norm):
@@ -161,7 +162,7 @@ class TemporalBlock(nn.Module):
     dropout: float
     parallel: bool  # both directions from the same inputs
     last: bool
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(
@@ -212,7 +213,7 @@ class FrameGates(nn.Module):
     """
 
     train: bool
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(
@@ -226,6 +227,7 @@ class FrameGates(nn.Module):
                 use_running_average=not self.train,
                 momentum=0.9,
                 epsilon=EPSILON,
+                use_fast_variance=False,  # see backbones/resnet.py
                 dtype=self.dtype,
                 name=f"norm{i}",
             )(x, mask=None if exists is None else exists[:, None, None, None])
@@ -241,7 +243,7 @@ class FrameGates(nn.Module):
 class ChannelGates(nn.Module):
     """`paper`: block i > 0 weighted by a gate per channel made of blocks i - 1 and i; their sum."""
 
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(self, blocks: list[Float[Array, "n h w d"]]) -> Float[Array, "n h w d"]:
@@ -259,22 +261,25 @@ class PixelDecoder(nn.Module):
     widths: tuple[int, ...]
     out_dim: int
     norm_groups: int
-    dtype: jnp.dtype
+    dtype: Any
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "n h w d"], laterals: list[Float[Array, "n _ _ _"] | None]
     ) -> Float[Array, "n _ _ e"]:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # kaiming, a = 1
-        for i, (width, lateral) in enumerate(zip(self.widths, [None, *laterals], strict=True)):
+        adapters = itertools.count(1)
+        steps = zip(self.widths, [None, *laterals], strict=True)
+        for i, (width, lateral) in enumerate(steps, start=1):
             if lateral is not None:
-                side = nn.Conv(
-                    x.shape[-1], (1, 1), kernel_init=init, dtype=self.dtype, name=f"adapter{i}"
-                )
+                name = f"adapter{next(adapters)}"
+                side = nn.Conv(x.shape[-1], (1, 1), kernel_init=init, dtype=self.dtype, name=name)
                 x = _resize_nearest(x, lateral.shape[1:3]) + side(lateral)
-            x = _conv3(width, init, self.dtype, f"conv{i + 1}")(x)
-            x = nn.GroupNorm(self.norm_groups, EPSILON, dtype=self.dtype, name=f"norm{i + 1}")(x)
-            x = jax.nn.relu(x)
+            x = _conv3(width, init, self.dtype, f"conv{i}")(x)
+            norm = nn.GroupNorm(
+                self.norm_groups, epsilon=EPSILON, dtype=self.dtype, name=f"norm{i}"
+            )
+            x = jax.nn.relu(norm(x))
         return _conv3(self.out_dim, init, self.dtype, "out")(x)
 
 
@@ -312,7 +317,7 @@ class CATR(nn.Module):
     num_tags: int = 0  # auxiliary heads, training only; not of the paper
     num_semantic: int = 0
     remat: bool = False  # recompute encoders and decoder in the backward pass, to save memory
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -343,7 +348,9 @@ class CATR(nn.Module):
         if self.freeze_audio:
             sound = jax.lax.stop_gradient(sound)
         audio = nn.Dense(self.dim, dtype=self.dtype, name="audio_tokens")(sound)
-        audio = nn.LayerNorm(1e-12, dtype=self.dtype, name="audio_norm")(audio)  # as published
+        audio = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="audio_norm")(
+            audio
+        )  # as published
         audio = nn.Dropout(self.dropout, deterministic=not train)(audio).reshape(b, t, self.dim)
 
         pyramid = self.backbone(frames.reshape(b * t, height, width, 3), train=train)
@@ -446,11 +453,11 @@ class CATR(nn.Module):
     def _decode(self, content, memory, train):
         """Content [n d] that every query starts from -> all layers' queries, normed [l n q d]."""
         queries = self.param("queries", nn.initializers.normal(1.0), (self.num_queries, self.dim))
-        queries = queries.astype(self.dtype)
+        queries = jnp.asarray(queries, self.dtype)
         x = jnp.broadcast_to(content[:, None], (content.shape[0], *queries.shape))
         rate = self.dropout if train else 0.0
         layer = nn.remat(DecoderLayer) if self.remat else DecoderLayer
-        norm = nn.LayerNorm(EPSILON, dtype=self.dtype, name="decoder_norm")
+        norm = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="decoder_norm")
         decoded = []
         for i in range(self.decoder_layers):
             x = layer(self.num_heads, self.hidden, rate, dtype=self.dtype, name=f"decoder{i}")(
@@ -461,48 +468,10 @@ class CATR(nn.Module):
 
     def _predict(self, decoded, features):
         """Queries, mask features [n y x e] -> mask logits [l n q y x], class logits [l n q k+1]."""
-        kernels = jax.nn.relu(nn.Dense(self.dim, dtype=self.dtype, name="kernel1")(decoded))
-        kernels = nn.Dense(self.mask_dim, dtype=self.dtype, name="kernel2")(kernels)
+        kernels = jax.nn.relu(nn.Dense(self.dim, dtype=self.dtype, name="kernel0")(decoded))
+        kernels = nn.Dense(self.mask_dim, dtype=self.dtype, name="kernel1")(kernels)
         masks = jnp.einsum(
             "lnqe,nyxe->lnqyx", kernels, features, preferred_element_type=jnp.float32
         )
         classes = nn.Dense(self.num_classes + 1, name="classes")(decoded.astype(jnp.float32))
         return masks, classes
-
-
-def query_attention(
-    model: CATR,
-    variables: dict,
-    frames: Float[Array, "b t h w 3"],
-    log_mel: Float[Array, "b t 96 64"],
-    frame_mask: Bool[Array, "b t"] | None = None,
-) -> tuple[Float[Array, "b t y x"], Float[Array, "b t"]]:
-    """Where the query that answers for a frame looks, in the decoder's last layer.
-
-    -> weights over the frame's cells (1/8, mean over heads), and their sum over audio tokens, which is
-    0 in `paper`; all weights of a frame sum to 1. Jit it with `model` static.
-    """
-    name = f"decoder{model.decoder_layers - 1}"
-
-    def looks(module, method):
-        return module.name in ("query", "key") and module.path[:2] == (name, "cross_attention")
-
-    outputs, state = model.apply(
-        variables, frames, log_mel, frame_mask, capture_intermediates=looks, mutable="intermediates"
-    )
-    found = state["intermediates"][name]["cross_attention"]
-    b, t, height, width, _ = frames.shape
-    cells = (height // 8, width // 8)
-    query, key = (
-        found[role]["__call__"][0].reshape(b, t, -1, model.num_heads, model.dim // model.num_heads)
-        for role in ("query", "key")
-    )
-    query = jnp.take_along_axis(query, outputs["query"][..., None, None, None], axis=2)[:, :, 0]
-    scores = jnp.einsum("btHd,btsHd->btHs", query, key) / query.shape[-1] ** 0.5
-    if frame_mask is not None and model.mode == "reference":
-        own = jnp.ones((b, t, cells[0] * cells[1]), bool)
-        clip = jnp.broadcast_to(frame_mask[:, None], (b, t, t))
-        scores = jnp.where(jnp.concatenate([own, clip], axis=2)[:, :, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores.astype(jnp.float32)).mean(2)  # [b t s + a]
-    visual = weights[..., : cells[0] * cells[1]]
-    return visual.reshape(b, t, *cells), 1.0 - visual.sum(-1)

@@ -1,17 +1,18 @@
-"""What CATR's queries say, and how they learn to say it.
+"""What CATR's queries say, where they look, and how they learn it.
 
 A query of a frame has a mask and class logits: k classes and "no object", which is the last one.
 With one class that means "this sounds" or not (S4, MS3: one target per clip, the union of what
 sounds). With several (AVSS; ours, as in MaskFormer, arXiv 2107.06278) every class of a clip,
 background among them, is a target of its own.
 
-The criterion is DETR's as the published code has it: each target of a clip is matched with the query
-that fits best over the clip's labelled frames; the matched ones learn class and mask, the others
-learn to be no object. Every decoder layer is matched and trained by itself.
+The criterion is DETR's as the published code has it: each target of a clip is matched with the
+query that fits best over the clip's labelled frames; the matched ones learn class and mask, the
+others learn to be no object. Every decoder layer is matched and trained by itself.
 """
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -52,6 +53,44 @@ def _resize(masks, size):
     """Bilinear, of the last two axes."""
     flat = masks.reshape(-1, *masks.shape[-2:], 1)
     return resize_bilinear(flat, size).reshape(*masks.shape[:-2], *size)
+
+
+def query_attention(
+    model: nn.Module,
+    variables: dict,
+    frames: Float[Array, "b t h w 3"],
+    log_mel: Float[Array, "b t 96 64"],
+    frame_mask: Bool[Array, "b t"] | None = None,
+) -> tuple[Float[Array, "b t y x"], Float[Array, "b t"]]:
+    """Where the query that answers for a frame looks, in the decoder's last layer.
+
+    -> weights over the frame's cells (1/8, mean over heads), and their sum over audio tokens, which
+    is 0 in `paper`; all weights of a frame sum to 1. `model` is a CATR, static under jit.
+    """
+    name = f"decoder{model.decoder_layers - 1}"
+
+    def looks(module, method):
+        return module.name in ("query", "key") and module.path[:2] == (name, "cross_attention")
+
+    outputs, state = model.apply(
+        variables, frames, log_mel, frame_mask, capture_intermediates=looks, mutable="intermediates"
+    )
+    found = state["intermediates"][name]["cross_attention"]
+    b, t, height, width, _ = frames.shape
+    cells = (height // 8, width // 8)
+    query, key = (
+        found[role]["__call__"][0].reshape(b, t, -1, model.num_heads, model.dim // model.num_heads)
+        for role in ("query", "key")
+    )
+    query = jnp.take_along_axis(query, outputs["query"][..., None, None, None], axis=2)[:, :, 0]
+    scores = jnp.einsum("btHd,btsHd->btHs", query, key) / query.shape[-1] ** 0.5
+    if frame_mask is not None and model.mode == "reference":
+        own = jnp.ones((b, t, cells[0] * cells[1]), bool)
+        clip = jnp.broadcast_to(frame_mask[:, None], (b, t, t))
+        scores = jnp.where(jnp.concatenate([own, clip], axis=2)[:, :, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores.astype(jnp.float32)).mean(2)  # [b t s + a]
+    visual = weights[..., : cells[0] * cells[1]]
+    return visual.reshape(b, t, *cells), 1.0 - visual.sum(-1)
 
 
 def make_targets(
