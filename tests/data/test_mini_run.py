@@ -1,0 +1,92 @@
+"""From a folder of AVSBench to figures, by the programs a user types, in all three subsets."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avs_jax import evaluate
+from avs_jax.data import avsbench
+from tests.data import mini_avsbench as mini
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "model.dim": 16,
+    "model.num_heads": 2,
+    "model.pqg_hidden": 16,
+    "model.early_stages": 0,
+    "model.late_stages": 1,
+    "model.late_hidden": 16,
+    "model.head_widths": "(8,8)",
+    "model.num_tags": 0,
+    "model.num_semantic": 0,
+    "loss.tag_weight": 0.0,
+    "loss.semantic_weight": 0.0,
+    "data.size": 32,
+    "data.num_threads": 0,
+    "size_schedule": "((0,32),)",
+    "batch_size": 2,
+    "eval.batch_size": 2,
+    "eval.every": 2,
+}
+SETS = {
+    "s4": {"model.num_classes": 1, "data.seconds": 5},
+    "ms3": {"model.num_classes": 1, "data.seconds": 5},
+    "avss": {"model.num_classes": 71, "data.seconds": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return mini.write_all(tmp_path_factory.mktemp("release"), size=48)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What one run compiled, the next one reuses."""
+    return str(tmp_path_factory.mktemp("xla"))
+
+
+@pytest.fixture(scope="module", params=SETS)
+def results(request, release, cache, tmp_path_factory):
+    """(subset, results.json, details.json) after building, training and evaluating."""
+    subset, folder = request.param, tmp_path_factory.mktemp(request.param)
+    avsbench.main([subset, str(release), str(folder / "data")])
+    fields = TINY | SETS[subset]
+    fields |= {
+        "data.name": "avsbench",
+        "data.subset": subset,
+        "data.data_dir": folder / "data",
+        "data.frame_offset": 15 / 16,
+    }
+    command = [sys.executable, "-m", "avs_jax.train", "--config", "configs/quickstart.py:steps=2"]
+    command += ["--workdir", folder / "run"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": cache}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arguments = ["--checkpoint", folder / "run", "--output", folder / "figures"]
+    arguments += ["--metrics", "paper,strict,dataset,jf"]
+    arguments += ["--batch_size", "8"]  # over the test suite's eight devices
+    evaluate.main(list(map(str, arguments)))
+    figures, details = (
+        json.loads((folder / "figures" / name).read_text())
+        for name in ("results.json", "details.json")
+    )
+    return subset, figures, details
+
+
+@pytest.mark.slow
+def test_every_clip_and_frame_of_the_test_split_is_scored(results):
+    subset, figures, _ = results
+    expected = {"s4": (2, 10), "ms3": (1, 5), "avss": (3, 20)}
+    assert (figures["clips"], figures["frames"]) == expected[subset]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["test", "paper", "strict", "dataset"])
+def test_families_of_figures_are_there(results, family):
+    assert 0 <= results[1][f"{family}/miou"] <= 1
