@@ -29,7 +29,7 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def _conv(width: int, size: int, stride: int, name: str, dtype: Any) -> nn.Conv:
-    pad = (size - 1) // 2
+    pad = 0 if size == stride else (size - 1) // 2  # patches do not overlap the border
     return nn.Conv(
         width,
         (size, size),

@@ -65,5 +65,5 @@ class DepthwiseConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, 1, channels)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
+        x, kernel, bias = (jnp.asarray(value, self.dtype) for value in (x, kernel, bias))
         return depthwise_conv(x, kernel, self.method) + bias

@@ -1,0 +1,89 @@
+"""ResNet: torchvision's arithmetic, shapes, modes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avs_jax.backbones import get_backbone
+from avs_jax.backbones.resnet import ResidualBlock, max_pool
+from tests.parity import fidelity
+
+
+def picture(n=2, size=64, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, size, size, 3)), jnp.float32)
+
+
+@pytest.mark.slow
+def test_resnet50_equals_published_everywhere():
+    found = fidelity.differences("resnet50", fidelity.resnet50_entries())
+    assert len(found) == 6
+    assert {name: d for name, d in found.items() if not d.within} == {}
+
+
+def test_max_pool_pads_with_minus_infinity():
+    x = jnp.full((1, 4, 4, 1), -3.0)
+    np.testing.assert_array_equal(max_pool(x), np.full((1, 2, 2, 1), -3.0))
+
+
+def test_stride_sits_on_the_3x3_convolution_of_a_bottleneck(fill_variables):
+    block = ResidualBlock(width=8, stride=2, bottleneck=True, zero_init=False, bn_momentum=0.9)
+    x = jnp.zeros((1, 8, 8, 16))
+    variables = fill_variables(block, x)
+    _, state = block.apply(variables, x, capture_intermediates=True)
+    inside = state["intermediates"]
+    assert inside["conv1"]["__call__"][0].shape == (1, 8, 8, 8)
+    assert inside["conv2"]["__call__"][0].shape == (1, 4, 4, 8)
+    assert inside["conv3"]["__call__"][0].shape == (1, 4, 4, 32)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "small_resnet"])
+def test_odd_sizes_round_up(name):
+    x = jnp.zeros((1, 72, 40, 3))
+    maps, _ = jax.eval_shape(get_backbone(name).init_with_output, jax.random.key(0), x)
+    assert [y.shape[1:3] for y in maps] == [(18, 10), (9, 5), (5, 3), (3, 2)]
+
+
+def test_evaluation_uses_running_statistics(fill_variables):
+    module, x = get_backbone("small_resnet"), picture(3, 32)
+    apply = jax.jit(module.apply)
+    variables = fill_variables(module, x)
+    for one, many in zip(apply(variables, x[:1]), apply(variables, x), strict=True):
+        np.testing.assert_allclose(one[0], many[0], atol=1e-4)
+
+
+def test_training_moves_running_statistics_by_one_minus_momentum(fill_variables):
+    module, x = get_backbone("small_resnet", bn_momentum=0.75), picture()
+    variables = fill_variables(module, x)
+    apply = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))
+    _, update = apply(variables, x)
+    kernel = variables["params"]["conv1"]["kernel"]
+    stem = jax.lax.conv_general_dilated(
+        x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    before = variables["batch_stats"]["bn1"]["mean"]
+    expected = 0.75 * before + 0.25 * stem.mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(update["batch_stats"]["bn1"]["mean"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("remat", "blocks"), [(False, 0), (True, 4)])
+def test_remat_wraps_every_block(remat, blocks):
+    module, x = get_backbone("small_resnet", remat=remat), picture(1, 32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+
+    def loss(params, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        maps, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        return sum(jnp.mean(y) for y in maps)
+
+    program = jax.make_jaxpr(jax.grad(loss))(variables["params"], variables["batch_stats"])
+    assert str(program).count("= remat2[") == blocks
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_zero_init_makes_a_block_start_as_its_shortcut(bottleneck):
+    x = jnp.abs(picture(1, 8)[..., :1])
+    block = ResidualBlock(width=1, stride=1, bottleneck=bottleneck, zero_init=True, bn_momentum=0.9)
+    x = jnp.repeat(x, 4 if bottleneck else 1, axis=-1)
+    y, _ = block.init_with_output(jax.random.key(0), x)
+    np.testing.assert_array_equal(y, x)

@@ -1,0 +1,82 @@
+"""Depthwise convolution: two formulations, one result."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avs_jax import errors
+from avs_jax.layers.conv import DepthwiseConv, depthwise_conv
+
+
+def inputs(kernel_size=3, height=7, width=10, channels=6, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(2, height, width, channels))
+    kernel = rng.normal(size=(kernel_size, kernel_size, 1, channels))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("method", ["auto", "taps"])
+def test_method_equals_plain_convolution(method, kernel_size):
+    x, kernel = inputs(kernel_size)
+    expected = depthwise_conv(x, kernel, "conv")
+    np.testing.assert_allclose(depthwise_conv(x, kernel, method), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["auto", "taps", "conv"])
+def test_method_is_the_definition(method):
+    x, kernel = inputs()
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y, row, column, channel = 1, 0, 9, 4  # at a corner
+    expected = (
+        padded[y, row : row + 3, column : column + 3, channel] * kernel[..., 0, channel]
+    ).sum()
+    np.testing.assert_allclose(
+        depthwise_conv(x, kernel, method)[y, row, column, channel], expected, rtol=1e-5
+    )
+
+
+def test_gradients_of_the_formulations_agree():
+    x, kernel = inputs()
+
+    def gradients(method):
+        def loss(x, kernel):
+            return jnp.sum(depthwise_conv(x, kernel, method) ** 2)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+
+    plain = gradients("conv")
+    for method in ("auto", "taps"):
+        for a, b in zip(gradients(method), plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_auto_compiles_no_convolution_on_cpu():
+    x, kernel = inputs()
+    program = jax.jit(lambda x, kernel: depthwise_conv(x, kernel)).lower(x, kernel).compile()
+    assert " convolution(" not in program.as_text()
+
+
+def test_auto_exports_a_convolution_for_accelerators():
+    x, kernel = inputs()
+    call = jax.jit(lambda x, kernel: depthwise_conv(x, kernel))
+    for platform in ("cuda", "tpu"):
+        exported = jax.export.export(call, platforms=[platform])(x, kernel)
+        assert "convolution" in exported.mlir_module()
+
+
+def test_module_equals_flax_with_the_same_parameters(fill_variables):
+    x, _ = inputs()
+    ours = DepthwiseConv()
+    flax = nn.Conv(6, (3, 3), feature_group_count=6)
+    variables = fill_variables(ours, x)
+    np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-5)
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(
+        errors.UnknownNameError, match="depthwise method 'fft'; known: auto, conv, taps"
+    ):
+        depthwise_conv(*inputs(), method="fft")
