@@ -49,7 +49,7 @@ def get_config(arguments: str | None = None):
     config.data.augment.flip = 0.5
     config.data.augment.gain_db = (-6.0, 4.0)
 
-    config.eval.batch_size = 20
+    config.eval.batch_size = 16
     config.eval.every = max(arg.steps // 5, 1)
     config.checkpoint_every = max(arg.steps // 5, 1)
     return config.lock()
