@@ -65,7 +65,10 @@ def results(request, release, cache, tmp_path_factory):
     command = [sys.executable, "-m", "avs_jax.train", "--config", "configs/quickstart.py:steps=2"]
     command += ["--workdir", folder / "run"]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": cache}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+    }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     arguments = ["--checkpoint", folder / "run", "--output", folder / "figures"]
