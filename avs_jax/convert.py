@@ -152,7 +152,7 @@ def _convert(
                     f"{name} {list(value.shape)} for {path} {list(wanted.shape)}"
                 )
             else:
-                flat[path] = np.ascontiguousarray(array, wanted.dtype)
+                flat[path] = np.array(array, wanted.dtype, order="C")  # of any rank, 0 too
     problems["missing"] = [path for path in shapes if path not in origin]
     return flat, ignored, {kind: found for kind, found in problems.items() if found}
 
@@ -224,7 +224,7 @@ def to_torch(network: str, variables: Mapping[str, PyTree], **fields) -> dict[st
                 paths = [fill_template(other, values) for other in rule.paths]
                 parts = [rule.transform.backward(np.asarray(flat[p])) for p in paths]
                 whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-                state_dict[fill_template(rule.source, values)] = np.ascontiguousarray(whole)
+                state_dict[fill_template(rule.source, values)] = np.asarray(whole, order="C")
                 done.update(paths)
                 break
     unknown = [path for path in flat if path not in (shapes if missing else done)]
@@ -253,7 +253,7 @@ def _unwrap(content: Any) -> Any:
     return content
 
 
-def read_torch_file(path: str) -> dict[str, np.ndarray]:
+def read_torch_file(path: epath.PathLike) -> dict[str, np.ndarray]:
     """A `.pth`, `.pt` or `.safetensors` file -> {name: array}, floats as float32.
 
     Wrapped checkpoints are unwrapped. Nothing but tensors and plain containers is unpickled.
@@ -314,7 +314,8 @@ def _sha256(path: str) -> str:
 # ---------------------------------------------------------------- the program
 
 
-def _parse_field(text: str) -> tuple[str, Any]:
+def parse_field(text: str) -> tuple[str, Any]:
+    """NAME=VALUE -> (name, value), where the value is a Python literal or else a plain text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise errors.BadValueError(f"--field takes NAME=VALUE, not {text!r}.")
@@ -345,7 +346,7 @@ def main() -> None:
         "--to-torch", action="store_true", help="write a converted folder back as .safetensors"
     )
     args = parser.parse_args()
-    fields = dict(_parse_field(text) for text in args.field)
+    fields = dict(parse_field(text) for text in args.field)
     if args.to_torch:
         _write_torch(args.network, args.file, args.output, fields)
         return

@@ -51,7 +51,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, PyTree]:
 
 
 def save_converted(
-    directory: str,
+    directory: epath.PathLike,
     network: str,
     variables: Mapping[str, PyTree],
     source: Mapping[str, Any],
@@ -101,7 +101,7 @@ def _normalization(network: str, fields: Mapping[str, Any]) -> dict[str, list[fl
     return {"mean": [round(float(x), 6) for x in mean], "std": [round(float(x), 6) for x in std]}
 
 
-def load_converted(directory: str) -> tuple[dict[str, PyTree], dict[str, Any]]:
+def load_converted(directory: epath.PathLike) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """DIR -> ({"params", "batch_stats"} of numpy arrays, provenance). Needs no PyTorch.
 
     Raises:
@@ -137,7 +137,7 @@ def load_converted(directory: str) -> tuple[dict[str, PyTree], dict[str, Any]]:
 
 
 def merge_init(
-    variables: Mapping[str, PyTree], directories: Mapping[str, str]
+    variables: Mapping[str, PyTree], directories: Mapping[str, epath.PathLike]
 ) -> tuple[dict[str, PyTree], list[str]]:
     """Pours converted weights into a model's variables.
 

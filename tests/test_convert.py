@@ -1,0 +1,322 @@
+"""PyTorch's files -> ours and back: what people really have, and what they do wrong."""
+
+import os
+import pickle
+import re
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from avs_jax import convert, errors
+from avs_jax.weights import load_converted, unflatten
+
+
+def make_state(network, **fields):
+    """A state_dict that fits, random, with the counters that PyTorch keeps."""
+    rng = np.random.default_rng(0)
+    flat = {
+        path: rng.normal(size=leaf.shape).astype(np.float32)
+        for path, leaf in convert.target_shapes(network, **fields).items()
+    }
+    state_dict = convert.to_torch(network, unflatten(flat), **fields)
+    for name in list(state_dict):
+        if name.endswith("running_var"):
+            counter = name.replace("running_var", "num_batches_tracked")
+            state_dict[counter] = np.zeros((), np.int64)
+    return state_dict
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    """As torchvision's file: with the classifier."""
+    classifier = {"fc.weight": np.ones((1000, 512), np.float32), "fc.bias": np.ones(1000)}
+    return make_state("resnet18") | classifier
+
+
+def tensors(state_dict):
+    return {name: torch.from_numpy(np.array(x)) for name, x in state_dict.items()}
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, args)])
+    convert.main()
+
+
+# ---------------------------------------------------------------- the mapping
+
+
+def test_values_reach_their_places(resnet18):
+    variables = convert.from_torch("resnet18", resnet18)
+    params, statistics = variables["params"], variables["batch_stats"]
+    kernel = resnet18["layer2.0.downsample.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(params["layer2_0"]["downsample_conv"]["kernel"], kernel)
+    np.testing.assert_array_equal(params["bn1"]["scale"], resnet18["bn1.weight"])
+    np.testing.assert_array_equal(
+        statistics["layer4_1"]["bn2"]["var"], resnet18["layer4.1.bn2.running_var"]
+    )
+
+
+def test_round_trip_is_exact(resnet18):
+    back = convert.to_torch("resnet18", convert.from_torch("resnet18", resnet18))
+    left_out = {name for name in resnet18 if name not in back}
+    assert {re.sub(r".*num_batches_tracked", "counter", name) for name in left_out} == {
+        "counter",
+        "fc.weight",
+        "fc.bias",
+    }
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, resnet18[name])
+
+
+def test_avsbench_names_with_a_second_branch(resnet18):
+    renamed = {}
+    for name, array in resnet18.items():
+        for layer in ("layer3.", "layer4."):
+            if name.startswith(layer):
+                renamed[name.replace(".", "_2.", 1)] = array + 1
+                name = name.replace(".", "_1.", 1)
+        renamed[name] = array
+    assert_same(convert.from_torch("resnet18", renamed), convert.from_torch("resnet18", resnet18))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_prefix_of_wrappers_is_dropped(resnet18, prefix):
+    wrapped = {prefix + name: array for name, array in resnet18.items()}
+    assert_same(convert.from_torch("resnet18", wrapped), convert.from_torch("resnet18", resnet18))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_floats_become_float32(resnet18, dtype):
+    cast = {name: array.astype(dtype) for name, array in resnet18.items()}
+    variables = convert.from_torch("resnet18", cast)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    expected = resnet18["bn1.weight"].astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(variables["params"]["bn1"]["scale"], expected)
+
+
+def test_torch_tensors_of_bfloat16_become_float32(resnet18):
+    cast = {name: tensor.bfloat16() for name, tensor in tensors(resnet18).items()}
+    scale = convert.from_torch("resnet18", cast)["params"]["bn1"]["scale"]
+    np.testing.assert_array_equal(scale, cast["bn1.weight"].float().numpy())
+
+
+def test_models_files_keep_vggish_under_a_prefix():
+    sources = {rule.source for rule in convert.TABLES["pcmanet"]().rules}
+    assert "audio_backbone.features.{i}.weight" in sources
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+def problems_of(state_dict, network="resnet18"):
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.from_torch(network, state_dict)
+    return caught.value
+
+
+def test_missing_entries_are_told(resnet18):
+    error = problems_of({name: x for name, x in resnet18.items() if not name.startswith("bn1.")})
+    assert list(error.problems) == ["missing"]
+    leaves = ["batch_stats/bn1/mean", "batch_stats/bn1/var", "params/bn1/bias", "params/bn1/scale"]
+    assert sorted(error.problems["missing"]) == leaves
+
+
+def test_extra_entries_are_told(resnet18):
+    error = problems_of(resnet18 | {"neck.weight": np.ones(3), "layer1.7.bn1.bias": np.ones(64)})
+    assert error.problems == {"unknown entries": ["neck.weight", "layer1.7.bn1.bias"]}
+
+
+def test_wrong_shapes_are_told_with_both(resnet18):
+    error = problems_of(resnet18 | {"conv1.weight": np.ones((64, 1, 7, 7))})
+    assert error.problems == {
+        "wrong shapes": ["conv1.weight [64, 1, 7, 7] for params/conv1/kernel [7, 7, 3, 64]"]
+    }
+
+
+def test_wrong_rank_is_a_wrong_shape(resnet18):
+    assert set(problems_of(resnet18 | {"conv1.weight": np.ones(3)}).problems) == {"wrong shapes"}
+
+
+def test_double_match_is_told(resnet18):
+    error = problems_of(resnet18 | {"layer3_1.0.bn1.bias": resnet18["layer3.0.bn1.bias"]})
+    assert error.problems == {"double matches": ["layer3.0.bn1.bias and layer3_1.0.bn1.bias"]}
+
+
+def test_all_kinds_are_told_together(resnet18):
+    broken = resnet18 | {"neck.weight": np.ones(3), "bn1.bias": np.ones(5)}
+    del broken["bn1.weight"]
+    error = problems_of(broken)
+    assert set(error.problems) == {"unknown entries", "missing", "wrong shapes"}
+    assert "\n" not in str(error)
+
+
+def test_other_networks_file_is_recognised(resnet18):
+    with pytest.raises(
+        convert.ConversionError, match=r"does not fit vggish \(it looks like resnet18"
+    ):
+        convert.from_torch("vggish", resnet18)
+
+
+def test_file_of_no_known_network_gets_no_guess():
+    error = problems_of({"encoder.weight": np.ones((2, 2))})
+    assert "looks like" not in str(error)
+
+
+def test_unknown_network_is_refused_with_the_known_ones():
+    with pytest.raises(errors.UnknownNameError, match=r"to convert 'resnet34'; known: .*vggish"):
+        convert.from_torch("resnet34", {})
+
+
+def test_to_torch_refuses_variables_of_another_network(resnet18):
+    variables = convert.from_torch("resnet18", resnet18)
+    with pytest.raises(convert.ConversionError, match="do not fit vggish"):
+        convert.to_torch("vggish", variables)
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+def test_file_formats(tmp_path, resnet18, suffix):
+    path = tmp_path / f"weights{suffix}"
+    content = {name: tensor.contiguous() for name, tensor in tensors(resnet18).items()}
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(content, path)
+    read = convert.read_torch_file(path)
+    assert set(read) == set(resnet18)
+    assert all(np.array_equal(read[name], resnet18[name]) for name in resnet18)
+
+
+def test_files_of_old_pytorch(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({"a.weight": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    np.testing.assert_array_equal(convert.read_torch_file(path)["a.weight"], np.ones(3))
+
+
+@pytest.mark.parametrize("keys", [["state_dict"], ["model"], ["model_state_dict"], ["model"] * 2])
+def test_wrapped_checkpoints(tmp_path, keys):
+    content = {"a.weight": torch.ones(3)}
+    for key in keys:
+        content = {"epoch": 7, key: content, "optimizer": {"lr": 0.1}}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    assert list(convert.read_torch_file(tmp_path / "checkpoint.pth")) == ["a.weight"]
+
+
+def test_half_precision_file(tmp_path):
+    content = {"a": torch.ones(3).half(), "b": torch.ones(3).bfloat16(), "n": torch.tensor(4)}
+    safetensors.torch.save_file(content, tmp_path / "half.safetensors")
+    read = convert.read_torch_file(tmp_path / "half.safetensors")
+    assert [read[name].dtype for name in "abn"] == ["float32", "float32", "int64"]
+
+
+class RunsCode:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_file_that_would_run_code_is_refused_and_does_not(tmp_path, writer):
+    path, proof = tmp_path / "malicious.pth", tmp_path / "owned"
+    content = {"state_dict": {"a": torch.ones(2)}, "extra": RunsCode(proof)}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(errors.BadValueError, match="could run code: refused"):
+        convert.read_torch_file(path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kept", [0, 10, 5_000])
+def test_truncated_file_is_refused_with_its_size(tmp_path, suffix, kept):
+    path = tmp_path / f"weights{suffix}"
+    content = {"a.weight": torch.ones(100, 100)}
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(content, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(errors.BadValueError, match=rf"truncated.*\({kept} bytes\)"):
+        convert.read_torch_file(path)
+
+
+def test_directory_is_refused(tmp_path):
+    with pytest.raises(errors.BadValueError, match=r"is a directory; give the .pth"):
+        convert.read_torch_file(tmp_path)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(errors.NotFoundError, match="no file"):
+        convert.read_torch_file(tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.ones(3), "holds a Tensor, not a state_dict"),
+        ({}, "holds a dict, not a state_dict"),
+        ({"a": torch.ones(2), "epoch": 3}, r"more than a state_dict: epoch \(int\)"),
+    ],
+)
+def test_file_without_a_state_dict_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(errors.BadValueError, match=message):
+        convert.read_torch_file(tmp_path / "other.pth")
+
+
+# ---------------------------------------------------------------- the program
+
+
+def test_program_there_and_back(tmp_path, monkeypatch, capsys, resnet18):
+    path, folder, back = tmp_path / "r.pth", tmp_path / "r18", tmp_path / "back.safetensors"
+    torch.save(tensors(resnet18), path)
+    run(monkeypatch, "resnet18", path, "--output", folder)
+    _, provenance = load_converted(folder)
+    assert provenance["source"]["file"] == "r.pth"
+    assert len(provenance["source"]["sha256"]) == 64
+    run(monkeypatch, "resnet18", folder, "--to-torch", "--output", back)
+    out = capsys.readouterr().out
+    assert "11,176,512 parameters of r.pth" in out
+    read = convert.read_torch_file(back)
+    assert len(read) == 100
+    assert all(np.array_equal(read[name], resnet18[name]) for name in read)
+
+
+def test_program_writes_nothing_of_a_file_that_does_not_fit(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(convert.ConversionError, match=r"other.pth does not fit resnet18"):
+        run(monkeypatch, "resnet18", tmp_path / "other.pth", "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_program_refuses_to_write_torch_files_of_other_kinds(tmp_path, monkeypatch):
+    with pytest.raises(errors.BadValueError, match=r"writes a .safetensors file"):
+        run(monkeypatch, "vggish", tmp_path, "--to-torch", "--output", tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num_classes=71", ("num_classes", 71)),
+        ("backbone=pvt_v2_b5", ("backbone", "pvt_v2_b5")),
+        ("corrected=True", ("corrected", True)),
+    ],
+)
+def test_fields_are_parsed(text, expected):
+    assert convert.parse_field(text) == expected
+
+
+def test_field_without_a_value_is_refused():
+    with pytest.raises(errors.BadValueError, match="NAME=VALUE, not 'backbone'"):
+        convert.parse_field("backbone")
