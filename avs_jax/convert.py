@@ -6,6 +6,8 @@ r"""Converts published PyTorch weights to this library's, and back.
         --field backbone=resnet50 --output weights/pcmanet
     python -m avs_jax.convert resnet50 weights/resnet50 --to-torch --output resnet50.safetensors
 
+FILE is a .pth, .pt or .safetensors file with a state_dict, or a checkpoint that wraps one. With
+--to-torch it is a folder written by this program, or the WORKDIR of a training run.
 Training starts from converted weights with `--config.init_from.backbone=weights/resnet50` and
 `--config.init_from.audio_backbone=weights/vggish`.
 
@@ -44,6 +46,7 @@ from avs_jax.weights import (
     flatten,
     list_names,
     load_converted,
+    load_weights,
     merge_init,
     save_converted,
     unflatten,
@@ -53,6 +56,7 @@ __all__ = [
     "ConversionError",
     "from_torch",
     "load_converted",
+    "load_weights",
     "merge_init",
     "read_torch_file",
     "save_converted",
@@ -331,7 +335,7 @@ def main() -> None:
     )
     parser.add_argument("network", metavar="NETWORK", help=", ".join(TABLES))
     parser.add_argument(
-        "file", metavar="FILE", help="PyTorch file; with --to-torch: folder to read"
+        "file", metavar="FILE", help="PyTorch file; with --to-torch: folder of ours"
     )
     parser.add_argument("--output", required=True, help="folder to write; with --to-torch: file")
     parser.add_argument(
@@ -363,6 +367,7 @@ def main() -> None:
             "sha256": _sha256(args.audio_backbone),
         }
     variables = from_torch(args.network, state_dict, what=args.file, **fields)
+    del state_dict  # a second copy of the weights while the first is written
     provenance = save_converted(args.output, args.network, variables, source, **fields)
     print(
         f"{args.network}: {provenance['parameters']:,} parameters of {source['file']} "
@@ -375,13 +380,18 @@ def _write_torch(network: str, directory: str, output: str, fields: Mapping[str,
 
     if not output.endswith(".safetensors"):
         raise errors.BadValueError(f"--to-torch writes a .safetensors file, not {output}.")
-    variables, provenance = load_converted(directory)
+    variables, provenance = load_weights(directory)
     if provenance["network"] != network:
         raise errors.BadValueError(
             f"{directory} holds weights of {provenance['network']}, not of {network}."
         )
     state_dict = to_torch(network, variables, **{**provenance["fields"], **fields})
-    safetensors.numpy.save_file(state_dict, epath.Path(output).expanduser())
+    path = epath.Path(output).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(state_dict, path)
+    except OSError as error:
+        raise errors.BadValueError(f"cannot write {path}: {error}.") from error
     print(f"{network}: {len(state_dict)} entries written to {output}")
 
 

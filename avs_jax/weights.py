@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -63,7 +64,7 @@ def save_converted(
     kept with the weights: mean and std of RGB in [0, 1].
 
     Raises:
-      BadValueError: where DIR holds weights already.
+      BadValueError: where DIR holds weights already, or cannot be written.
     """
     directory = epath.Path(directory).expanduser().absolute()
     if (directory / PROVENANCE).exists():
@@ -81,11 +82,14 @@ def save_converted(
         # Orbax does not notice changed bytes.
         "crc32": {path: zlib.crc32(np.ascontiguousarray(x)) for path, x in flat.items()},
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / "weights", flat, force=True)
-    # Last: a folder without it is a conversion that was cut short.
-    (directory / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(directory / "weights", flat, force=True)
+        # Last: a folder without it is a conversion that was cut short.
+        (directory / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+    except OSError as error:
+        raise errors.BadValueError(f"cannot write to {directory}: {error}.") from error
     return provenance
 
 
@@ -136,6 +140,40 @@ def load_converted(directory: epath.PathLike) -> tuple[dict[str, PyTree], dict[s
     return unflatten(flat), provenance
 
 
+def load_weights(directory: epath.PathLike) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    """As `load_converted`, of a folder written by `convert` or of a run's WORKDIR (its best
+    checkpoint).
+
+    Raises:
+      NotFoundError, BadValueError: no such folder, or it cannot be read.
+    """
+    path = epath.Path(directory).expanduser().absolute()
+    if not any((path / folder).exists() for folder in ("best", "checkpoints")):
+        return load_converted(path)
+    from avs_jax.checkpoint import load_model  # needs the data loader, which conversion does not
+
+    run = load_model(path)
+    fields = dict(run.config.model.to_dict())
+    network = fields.pop("name")
+    provenance = {
+        "network": network,
+        "fields": fields,
+        "source": {"file": f"step {run.step}"},
+        "normalization": _normalization(network, fields),
+    }
+    return jax.tree.map(np.asarray, run.variables), provenance
+
+
+def _part_of(variables: dict[str, PyTree], network: str, part: str) -> dict[str, Any]:
+    """Flat variables under their paths in the model; of a whole model that part alone."""
+    flat = flatten(variables)
+    if part == "model":
+        return flat
+    if network in BACKBONES:
+        return {path.replace("/", f"/{part}/", 1): x for path, x in flat.items()}
+    return {path: x for path, x in flat.items() if path.split("/")[1] == part}
+
+
 def merge_init(
     variables: Mapping[str, PyTree], directories: Mapping[str, epath.PathLike]
 ) -> tuple[dict[str, PyTree], list[str]]:
@@ -144,8 +182,9 @@ def merge_init(
     Args:
       variables: {"params", "batch_stats"} of the model; only structure and shapes of what is
         replaced are looked at.
-      directories: part of the model -> folder written by `convert`, e.g. {"backbone": DIR,
-        "audio_backbone": DIR}; the part "model" is the whole.
+      directories: part of the model -> folder written by `convert`, or WORKDIR of a training run,
+        e.g. {"backbone": DIR, "audio_backbone": DIR}; the part "model" is the whole. Of the weights
+        of a whole model that part is taken.
 
     Returns:
       New variables (numpy arrays where loaded, the given leaves elsewhere), and report lines: what
@@ -159,11 +198,10 @@ def merge_init(
     flat = flatten(variables)
     merged, report, problems = dict(flat), [], {}
     for part, directory in directories.items():
-        loaded, provenance = load_converted(directory)
+        loaded, provenance = load_weights(directory)
         network = provenance["network"]
-        inside = "" if part == "model" else f"{part}/"
-        wanted = {path for path in flat if path.split("/", 1)[1].startswith(inside)}
-        given = {path.replace("/", f"/{inside}", 1): x for path, x in flatten(loaded).items()}
+        given = _part_of(loaded, network, part)
+        wanted = {path for path in flat if part in ("model", path.split("/")[1])}
         found = {
             "missing": sorted(wanted - set(given)),
             "unknown entries": sorted(set(given) - wanted),

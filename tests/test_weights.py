@@ -73,6 +73,12 @@ def test_sound_has_no_normalization(tmp_path):
     assert provenance["normalization"] is None
 
 
+def test_folder_that_cannot_be_written_is_refused(tmp_path, resnet18):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.BadValueError, match="cannot write to"):
+        weights.save_converted(tmp_path / "file" / "out", "resnet18", resnet18, SOURCE)
+
+
 def test_weights_are_not_overwritten(directory, resnet18):
     with pytest.raises(errors.BadValueError, match="holds converted weights already; remove it"):
         weights.save_converted(directory, "resnet18", resnet18, SOURCE)
@@ -139,6 +145,16 @@ def test_part_is_poured_in_and_the_rest_left(directory, resnet18, model_variable
 def test_structure_is_kept(directory, model_variables):
     merged, _ = weights.merge_init(model_variables, {"backbone": directory})
     assert jax.tree.structure(merged) == jax.tree.structure(dict(model_variables))
+
+
+def test_part_of_a_whole_model_is_poured_in(tmp_path, model_variables):
+    rng = np.random.default_rng(0)
+    whole = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), dict(model_variables))
+    fields = {"backbone": "resnet18", "audio_backbone": "audio_cnn"}
+    weights.save_converted(tmp_path / "run", "avesformer", whole, SOURCE, **fields)
+    merged, report = weights.merge_init(model_variables, {"audio_backbone": tmp_path / "run"})
+    assert_same(merged["params"]["audio_backbone"], whole["params"]["audio_backbone"])
+    assert "backbone" in report[1].split(": ")[1].split(", ")
 
 
 def test_whole_model_is_poured_in(directory, resnet18):
