@@ -8,7 +8,6 @@ runs inside the same jit as the model and a batch travels as waveforms.
 
 import jax.numpy as jnp
 import numpy as np
-import soxr
 
 from avs_jax import errors
 from avs_jax.types import Array, Float
@@ -171,6 +170,8 @@ def resample(
     Raises:
       BadValueError: for a rate that is not positive.
     """
+    import soxr  # here: models need this file, and not soxr
+
     if not rate > 0:
         raise errors.BadValueError(f"sample rate {rate} Hz is not positive; give the file's rate.")
     mono = waveform.astype(np.float32)

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +83,7 @@ def parse_value(text: str):
     return tuple(value) if isinstance(value, list) else value
 
 
-def measure(model, args: argparse.Namespace) -> dict[str, float]:
+def measure(model: nn.Module, args: argparse.Namespace) -> dict[str, int | float]:
     """All figures of one model."""
     b, t, size = args.batch_size, args.seconds, args.size
     shapes = dict(state.init_shapes(model, t, size))

@@ -1,8 +1,8 @@
 """Errors that a user can act on, and the way a program ends on one.
 
-A message says what was wanted, what came, what is allowed and the cure. The classes inherit from the
-builtin ones, so that library users catch them as usual, while programs print one line and exit 2
-instead of a stack trace (`AVS_JAX_TRACEBACK=1` shows it all the same).
+A message says what was wanted, what came, what is allowed and the cure. The classes inherit from
+the builtin ones, so that library users catch them as usual, while programs print one line and exit
+2 instead of a stack trace (`AVS_JAX_TRACEBACK=1` shows it all the same).
 """
 
 import os
@@ -30,7 +30,7 @@ class NotFoundError(InputError, FileNotFoundError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for `name` missing from the `known` names of a `kind`, e.g. unknown model 'catrr'."""
+    """The error for a `name` that is not one of the `known` of a `kind`, e.g. of model."""
     return UnknownNameError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}.")
 
 

@@ -200,7 +200,7 @@ def make_train_step(
         if ema_decay is not None:
             ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-        return new, parts | {"grad_norm": optax.global_norm(grads)}
+        return new, parts | {"grad_norm": optax.tree.norm(grads)}
 
     return step
 

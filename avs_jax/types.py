@@ -1,8 +1,8 @@
 """Shapes as types for every public function, by jaxtyping where it is installed.
 
 The annotations are documentation at run time and are checked in tests (`tests/conftest.py` installs
-the checker). Without jaxtyping they are plain placeholders, so that `import avs_jax.models` needs jax
-and flax alone.
+the checker). Without jaxtyping they are plain placeholders, so that `import avs_jax.models` needs
+jax and flax alone.
 """
 
 import jax

@@ -85,6 +85,6 @@ def fill_small(config, steps: int) -> None:
     config.data.augment.flip = 0.5
     config.data.augment.gain_db = (-6.0, 4.0)
 
-    config.eval.batch_size = 20
+    config.eval.batch_size = 16
     config.eval.every = max(steps // 5, 1)
     config.checkpoint_every = max(steps // 5, 1)

@@ -19,6 +19,7 @@ shift 3
 [[ $source == -* ]] && source=./$source
 [[ $dest == -* ]] && dest=./$dest
 
-root=$(cd -- "$(dirname -- "$0")/.." && pwd) # so that it also runs from a clone that is not installed
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" -m avs_jax.data.avsbench "$subset" "$source" "$dest" "$@"
+# From the caller's folder, for SOURCE and DEST may be relative to it.
+source "$(dirname -- "$0")/environment.sh"
+[ -n "${PYTHON:-}" ] || prepare_environment # PYTHON: an interpreter that has avs_jax already
+exec "${PYTHON:-python}" -m avs_jax.data.avsbench "$subset" "$source" "$dest" "$@"

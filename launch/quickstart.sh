@@ -52,7 +52,8 @@ python -m avs_jax.evaluate --checkpoint "$workdir" --split test --data_dir "$dat
 
 echo "== predict: a held-out video"
 video=$(find "$workdir/videos" -name '*.mp4' | sort | head -n 1)
-python -m avs_jax.predict "$video" --checkpoint "$workdir" --output "$workdir/overlay.mp4"
+python -m avs_jax.predict "$video" --checkpoint "$workdir" --output "$workdir/overlay.mp4" \
+  --masks "$workdir/masks" --fps 4
 
 echo "== pictures"
 python -m avs_jax.pictures --checkpoint "$workdir" --split test --count 4 --data_dir "$data_dir"

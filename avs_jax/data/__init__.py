@@ -12,6 +12,8 @@ features, and `open_split` turns a record of any of them into an example of the 
     id            Text
     objects       Sequence(Image [h w 1])   optional: ids of all objects, also silent ones;
     num_objects   int                       optional; for oracles and tests, never for training
+    subset        Text                      optional: the part of a mixed set, e.g. v1s
+    category      Text                      optional: what sounds, for tables by class
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import importlib
 import os
 import pathlib
 import re
+import warnings
 
 import numpy as np
 
@@ -160,6 +163,9 @@ class Source:
         if "objects" in record:
             example["objects"] = stack_masks(record["objects"])
             example["num_objects"] = np.int32(record["num_objects"])
+        for key in ("subset", "category"):
+            if key in record:
+                example[key] = record[key].decode()
         return example
 
 
@@ -194,6 +200,12 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
     except (ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise errors.BadValueError(f"{reason}; a slice reads e.g. 'train[:100]'.") from error
+    if subset in ("s4", "ms3") and (builder.info.metadata or {}).get("labels") == "semantic":
+        warnings.warn(
+            f"{name}/{subset} at {folder} was rebuilt from AVSBench-semantic, whose labels differ: "
+            "do not put its scores beside published ones",
+            stacklevel=2,
+        )
     source = Source(records, DATASETS[name].seconds[subset], f"{name}/{subset}/{split}", cure)
     if len(source):  # damage shows now rather than after an hour of training
         source[0], source[len(source) - 1]

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 
 from avs_jax import audio, errors
 from avs_jax.backbones import get_backbone
-from avs_jax.models import avesformer, catr
+from avs_jax.models import avesformer, catr, pcmanet
 from avs_jax.types import Array, Float, UInt8
 
 # name -> (file, its whole network)
 MODELS: dict[str, tuple[ModuleType, type[nn.Module]]] = {
     "avesformer": (avesformer, avesformer.AVESFormer),
     "catr": (catr, catr.CATR),
+    "pcmanet": (pcmanet, pcmanet.PCMANet),
 }
 
 

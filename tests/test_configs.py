@@ -1,0 +1,64 @@
+"""Configs: arguments after the colon, locked fields, models that exist."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from avs_jax import checkpoint, errors, optim, state
+from configs import common
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem[0] != "_")
+NAMES.remove("common")
+
+
+def load(name, arguments=None):
+    return importlib.import_module(f"configs.{name}").get_config(arguments)
+
+
+def test_arguments_are_parsed_by_the_type_of_their_default():
+    values = common.parse_arguments("b=true,n=3", subset=("s4", "ms3"), b=False, n=1, x="y")
+    assert values.to_dict() == {"subset": "s4", "b": True, "n": 3, "x": "y"}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("c=1", "unknown config argument 'c'; known: b, n, subset"),
+        ("subset=s5", "unknown subset 's5'; known: ms3, s4"),
+        ("n=x", "config argument n='x' is not of type int"),
+        ("b=maybe", "wanted true or false"),
+        ("n", "is not of the form name=value"),
+    ],
+)
+def test_bad_arguments_are_refused(text, message):
+    with pytest.raises(errors.InputError, match=message):
+        common.parse_arguments(text, subset=("s4", "ms3"), b=False, n=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_locked(name):
+    with pytest.raises(AttributeError):
+        load(name).bach_size = 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_builds_its_model_and_optimiser(name):
+    config = load(name)
+    model = checkpoint.build_model(config)
+    params = state.init_shapes(model, config.data.seconds, config.data.size)["params"]
+    settings = config.optimizer.to_dict()
+    for field in ("learning_rate", "warmup_steps", "decay"):
+        del settings[field]
+    optim.make_optimizer(params, lambda _: 1.0, **settings)
+
+
+@pytest.mark.parametrize(
+    "subset, classes, seconds", [("s4", 1, 5), ("ms3", 1, 5), ("avss", 71, 10)]
+)
+def test_avesformer_has_a_row_per_subset(subset, classes, seconds):
+    config = load("avesformer", f"subset={subset},backbone=resnet18")
+    assert config.model.num_classes == classes
+    assert config.data.seconds == seconds
+    assert config.model.backbone == "resnet18"
