@@ -69,29 +69,9 @@ def fill_small(config, steps: int) -> None:
     model.dropout = 0.0
     model.empty_if_silent = True  # a fifth of the frames is silent
     model.input_scale = 2 if model.mode == "reference" else 1  # its masks are at 1/16
-    model.num_tags = 10
-    model.num_semantic = 10
     config.loss.dice_weight = 1.0
     config.loss.focal_weight = 0.0
     config.loss.bce_weight = 1.0
     config.loss.is_referred_weight = 0.5
     config.loss.double_sigmoid_bce = False
-    config.loss.tag_weight = 1.0
-    config.loss.semantic_weight = 0.25
-
-    config.batch_size = 8
-    config.steps = steps
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.b2 = 0.99
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.warmup_steps = 100
-    config.optimizer.decay = "cosine"
-
-    config.data.augment.flip = 0.5
-    config.data.augment.gain_db = (-6.0, 4.0)
-
-    config.eval.batch_size = 16
-    config.eval.every = max(steps // 5, 1)
-    config.checkpoint_every = max(steps // 5, 1)
+    common.fill_small_recipe(config, steps, learning_rate=1e-3, warmup_steps=100, small_first=False)

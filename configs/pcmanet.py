@@ -66,25 +66,4 @@ def fill_small(config, steps: int) -> None:
     model.num_heads = 4
     model.groups = 4
     model.head_width = 32
-    model.num_tags = 10
-    model.num_semantic = 10
-    config.loss.tag_weight = 1.0
-    config.loss.semantic_weight = 0.25
-
-    config.batch_size = 8
-    config.steps = steps
-    config.size_schedule = ((0, 64), (steps * 3 // 4, 96))
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.b2 = 0.99
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.warmup_steps = 100
-    config.optimizer.decay = "cosine"
-
-    config.data.augment.flip = 0.5
-    config.data.augment.gain_db = (-6.0, 4.0)
-
-    config.eval.batch_size = 16
-    config.eval.every = max(steps // 5, 1)
-    config.checkpoint_every = max(steps // 5, 1)
+    common.fill_small_recipe(config, steps, learning_rate=2e-3, warmup_steps=100)
