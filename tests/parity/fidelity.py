@@ -11,6 +11,7 @@ An error is the largest absolute difference of an entry, divided by the entry's 
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -127,12 +128,39 @@ def log_mel_entries() -> Entries:
     return {name: np.asarray(jax.jit(audio.log_mel)(wave)) for name, wave in waves.items()}
 
 
+def pcmanet_entries(fixture: str) -> Entries:
+    """Every float that the PCMANet fixture stores, from the convolutions to the four outputs."""
+    from tests.models import test_pcmanet_parity as parity
+
+    frames = fill.uniform("pcmanet/frames", (5, 3, 224, 224), -2, 2)
+    log_mel = fill.uniform("pcmanet/audio", (5, 1, 96, 64), -4, 1)
+    target = fill.uniform("pcmanet/mask", (1, 224, 224)) > 0.5
+    inputs = np.moveaxis(frames, 1, -1)[None], log_mel[None, :, 0]
+    ours = parity.run(fixture, parity.variables_of(fixture), *inputs, target)
+    backbone = parity.resnet_entries if "resnet" in fixture else parity.pvt_entries
+    entries = parity.decoder_entries(ours["outputs"], ours["sown"]) | backbone(ours["sown"])
+    return {name: x for name, x in entries.items() if not name.startswith("mask")}
+
+
+def catr_entries(fixture: str) -> Entries:
+    """Every activation that the CATR fixture stores and that reaches an output."""
+    from tests.models import test_catr_parity as parity
+
+    _, entries, _, _ = parity.run(fixture)
+    return {name: x for name, x in entries.items() if name != "inference.query"}
+
+
 # fixture -> function that computes its entries, whole, in the published code's layout
 NETWORKS: dict[str, Callable[[], Entries]] = {
     "log_mel": log_mel_entries,
     "vggish": vggish_entries,
     "resnet50": resnet50_entries,
     "pvt_v2_b5": pvt_v2_b5_entries,
+    "pcmanet_resnet50_s4": partial(pcmanet_entries, "pcmanet_resnet50_s4"),
+    "pcmanet_pvt_s4": partial(pcmanet_entries, "pcmanet_pvt_s4"),
+    "catr_resnet50_s4": partial(catr_entries, "catr_resnet50_s4"),
+    "catr_pvt_s4": partial(catr_entries, "catr_pvt_s4"),
+    "catr_pvt_s4_448": partial(catr_entries, "catr_pvt_s4_448"),
 }
 
 
