@@ -5,8 +5,8 @@
 `bash launch/quickstart.sh` runs this and all around it. 1.02 M parameters; 64 x 64 pixels for three
 quarters of the steps, then 96 x 96 (the network is fully convolutional, its parameters go on). Two
 auxiliary heads, for training only, make the difference: without pretrained backbones the
-segmentation loss alone stays at what the picture tells. See README, "Two commands", for what came of
-it, beside what a deaf model with perfect masks would get.
+segmentation loss alone stays at what the picture tells. What came of it, beside what a deaf model
+with perfect masks would get: README, "Two commands".
 """
 
 from configs import common
