@@ -251,6 +251,13 @@ def test_truncated_file_is_refused_with_its_size(tmp_path, suffix, kept):
         convert.read_torch_file(path)
 
 
+def test_missing_pytorch_is_told_with_the_extra_to_install(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(errors.BadValueError, match=r"needs PyTorch .* 'avs_jax\[convert\]'"):
+        convert.read_torch_file(tmp_path / "a.pth")
+
+
 def test_directory_is_refused(tmp_path):
     with pytest.raises(errors.BadValueError, match=r"is a directory; give the .pth"):
         convert.read_torch_file(tmp_path)

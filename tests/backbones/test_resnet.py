@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as functional
 
 from avs_jax.backbones import get_backbone
 from avs_jax.backbones.resnet import ResidualBlock, max_pool
+from avs_jax.convert import to_torch
 from tests.parity import fidelity
 
 
@@ -19,6 +22,44 @@ def test_resnet50_equals_published_everywhere():
     found = fidelity.differences("resnet50", fidelity.resnet50_entries())
     assert len(found) == 6
     assert {name: d for name, d in found.items() if not d.within} == {}
+
+
+def torch_resnet18(state, x):
+    """ResNet-18 in PyTorch, as torchvision computes it in evaluation -> four maps."""
+
+    def norm(x, name):
+        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        return functional.batch_norm(x, mean, var, weight, bias, eps=1e-5)
+
+    def block(x, name, stride):
+        y = functional.conv2d(x, state[f"{name}.conv1.weight"], stride=stride, padding=1)
+        y = functional.relu(norm(y, f"{name}.bn1"))
+        y = norm(functional.conv2d(y, state[f"{name}.conv2.weight"], padding=1), f"{name}.bn2")
+        if f"{name}.downsample.0.weight" in state:
+            x = functional.conv2d(x, state[f"{name}.downsample.0.weight"], stride=stride)
+            x = norm(x, f"{name}.downsample.1")
+        return functional.relu(x + y)
+
+    x = functional.conv2d(x, state["conv1.weight"], stride=2, padding=3)
+    x = functional.max_pool2d(functional.relu(norm(x, "bn1")), 3, stride=2, padding=1)
+    maps = []
+    for layer in (1, 2, 3, 4):
+        x = block(x, f"layer{layer}.0", 1 if layer == 1 else 2)
+        x = block(x, f"layer{layer}.1", 1)
+        maps.append(x)
+    return maps
+
+
+def test_resnet18_equals_torchvisions_arithmetic(fill_variables):
+    x = picture(2, 72)
+    module = get_backbone("resnet18")
+    variables = fill_variables(module, x)
+    state = {name: torch.tensor(y) for name, y in to_torch("resnet18", variables).items()}
+    expected = torch_resnet18(state, torch.tensor(np.moveaxis(np.asarray(x), -1, 1)))
+    for ours, theirs in zip(jax.jit(module.apply)(variables, x), expected, strict=True):
+        theirs = np.moveaxis(theirs.numpy(), 1, -1)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * theirs.std() + 1e-5)
 
 
 def test_max_pool_pads_with_minus_infinity():
