@@ -4,8 +4,8 @@
 
 FLOPs and memory come from the compiled program's own analysis, so they hold for this platform's
 program; FLOPs count a multiply-add as two. Times are medians over runs after a warm-up; the sound's
-way from waveform to log-mel and through the sound backbone is included, and timed apart as well.
-One JSON line at the end. Compare models within one call: machines differ and drift.
+way from waveform to log-mel and through the sound backbone is included; log-mel is timed apart as
+well. One JSON line at the end. Compare models within one call: machines differ and drift.
 """
 
 import argparse

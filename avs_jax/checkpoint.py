@@ -9,9 +9,10 @@ read is set aside in favour of the one before.
 """
 
 import json
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,8 +23,10 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
-from avs_jax import errors
+from avs_jax import errors, weights
+from avs_jax.config import differences, read_config
 from avs_jax.models import get_model
 from avs_jax.optim import path_name
 from avs_jax.state import TrainState, init_shapes
@@ -77,6 +80,13 @@ def _split(state: TrainState) -> tuple[PyTree, PyTree]:
     return model, {"step": state.step, "opt_state": state.opt_state}
 
 
+def _on_all_hosts(here: bool) -> bool:
+    """Whether `here` holds on every host; all of them wait for each other."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.asarray(here)).all())
+
+
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
@@ -102,6 +112,8 @@ class Checkpoints:
         self._latest = _manager(self.workdir / "checkpoints", keep)
         self._best = _manager(self.workdir / "best", 1)
         self._save = ocp.args.StandardSave
+        self._best_value: float | None = None
+        self.changed: list[str] = []
 
     def _meta(self, tree: PyTree, **more) -> dict:
         config = json.loads(self.config.to_json())
@@ -124,10 +136,10 @@ class Checkpoints:
         """Keeps the model if `value` (higher is better) beats the best so far."""
         step = self._best.latest_step()
         if step is not None:
-            meta = self._best.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-            best = meta["meta"]["best"]
+            if self._best_value is None:
+                self._best_value = self._read_best(step)
             # The same step again: a resumed run repeats what it did.
-            if value <= best["value"] or step >= int(state.step):
+            if value <= self._best_value or step >= int(state.step):
                 return False
         model, _ = _split(state)
         meta = self._meta({"model": model}, best={"name": name, "value": value})
@@ -135,7 +147,15 @@ class Checkpoints:
             int(state.step),
             args=ocp.args.Composite(model=self._save(model), meta=ocp.args.JsonSave(meta)),
         )
+        self._best_value = value
         return True
+
+    def _read_best(self, step: int) -> float:
+        try:
+            return _read_meta(self._best, step)["best"]["value"]
+        except Exception as error:  # orbax raises whatever its parts raise
+            self._say(f"best/{step} cannot be read ({_first_line(error)}); it will be replaced.")
+            return -math.inf
 
     def reached_preemption(self, step: int) -> bool:
         """True on every host at the same step once one of them got SIGTERM (jax.distributed)."""
@@ -148,59 +168,73 @@ class Checkpoints:
     def restore(self, shapes: TrainState, iterator: Any) -> TrainState | None:
         """The newest readable state (with the shardings of `shapes`); sets the iterator's position.
 
-        None if there is no checkpoint. An unreadable step is moved to WORKDIR/broken and the one
-        before is taken.
+        None if there is no checkpoint. Steps that cannot be read are moved to WORKDIR/broken once
+        an older one has been. `changed` then says how the config differs from the saved one.
 
         Raises:
           BadValueError: the checkpoint is of another model, or none of them can be read.
         """
-        steps = sorted(self._latest.all_steps(), reverse=True)
-        model, optimizer = _split(shapes)
-        for step in steps:
-            try:
-                meta = _read_meta(self._latest, step)
-                check_same_model(self.config, meta["config"], str(self.workdir))
-                restored = self._latest.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        model=ocp.args.StandardRestore(model),
-                        optimizer=ocp.args.StandardRestore(optimizer),
-                        data=grain.checkpoint.CheckpointRestore(iterator),
-                    ),
-                )
-                tree = {"model": restored["model"], "optimizer": restored["optimizer"]}
-                _check_sums(tree, meta["checksums"])
-            except errors.InputError:
-                raise
-            except Exception as error:  # orbax raises whatever its parts raise
-                self._set_aside(step, error)
-                continue
-            return TrainState(
-                step=restored["optimizer"]["step"],
-                params=restored["model"]["params"],
-                batch_stats=restored["model"]["batch_stats"],
-                opt_state=restored["optimizer"]["opt_state"],
-                ema=restored["model"].get("ema"),
-            )
-        if steps:
+        reasons = {}
+        for step in sorted(self._latest.all_steps(), reverse=True):
+            state, reason = self._try_step(step, shapes, iterator)
+            if _on_all_hosts(reason is None):
+                self._set_aside(reasons)
+                return state
+            reasons[step] = reason or "another host cannot read it"
+            self._say(f"checkpoint {step} cannot be read ({reasons[step]}); trying the one before.")
+        if reasons:
+            changed = f" The config differs from the saved one: {'; '.join(self.changed)}."
             raise errors.BadValueError(
-                f"none of the checkpoints {steps} of {self.workdir} can be read (they are in "
-                f"{self.workdir / 'broken'} now); start again in another --workdir."
+                f"none of the checkpoints of {self.workdir} can be read: "
+                + "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
+                + f".{changed if self.changed else ''} They are left as they are; go back to the "
+                "config and number of hosts they were made with, or use another --workdir."
             )
         return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        source = self.workdir / "checkpoints" / str(step)
-        target = self.workdir / "broken" / str(step)
-        self._say(
-            f"checkpoint {step} cannot be read ({_first_line(error)}); set aside as {target}."
-        )
-        if jax.process_index() == 0:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target.rmtree()
-            source.rename(target)
-        self._latest.reload()
+    def _try_step(self, step, shapes, iterator) -> tuple[TrainState | None, str | None]:
+        """(state, None), or (None, why not)."""
+        model, optimizer = _split(shapes)
+        try:
+            meta = _read_meta(self._latest, step)
+            check_same_model(self.config, meta["config"], str(self.workdir))
+            self.changed = differences(json.loads(self.config.to_json()), meta["config"])
+            restored = self._latest.restore(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardRestore(model),
+                    optimizer=ocp.args.StandardRestore(optimizer),
+                    data=grain.checkpoint.CheckpointRestore(iterator),
+                ),
+            )
+            tree = {"model": restored["model"], "optimizer": restored["optimizer"]}
+            _check_sums(tree, meta["checksums"])
+        except errors.InputError:
+            raise
+        except Exception as error:  # orbax raises whatever its parts raise
+            return None, _first_line(error)
+        return TrainState(
+            step=restored["optimizer"]["step"],
+            params=restored["model"]["params"],
+            batch_stats=restored["model"]["batch_stats"],
+            opt_state=restored["optimizer"]["opt_state"],
+            ema=restored["model"].get("ema"),
+        ), None
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Moves damaged steps out of the way: the run will save them anew."""
+        for step in steps:
+            source = self.workdir / "checkpoints" / str(step)
+            target = self.workdir / "broken" / str(step)
+            if jax.process_index() == 0:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    target.rmtree()
+                source.rename(target)
+            self._say(f"checkpoint {step} is kept as {target}.")
+        if steps:
+            _on_all_hosts(True)  # nobody looks before the folders are moved
+            self._latest.reload()
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
@@ -229,13 +263,7 @@ def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict:
 def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str) -> None:
     """Raises BadValueError naming the fields of `config.model` that differ from the saved ones."""
     here = json.loads(config.to_json())["model"]
-    there = saved["model"]
-    missing = "not set"
-    differing = [
-        f"model.{name} is {there.get(name, missing)!r} there and {here.get(name, missing)!r} here"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name, missing) != there.get(name, missing)
-    ]
+    differing = differences(here, saved["model"], "model.")
     if differing:
         raise errors.BadValueError(
             f"{where} holds a checkpoint of another model: {'; '.join(differing)}; "
@@ -326,3 +354,35 @@ def _find_steps(workdir: epath.Path, which: str) -> list[tuple[epath.Path, int]]
             f"{', '.join(map(str, known))}."
         )
     return matches
+
+
+def open_model(
+    directory: str | os.PathLike, which: str = "best", config_file: str | None = None
+) -> Loaded:
+    """A run's model, or converted weights in the model of a config file.
+
+    Args:
+      directory: WORKDIR of a run, or a folder that `convert` wrote.
+      which: of a run, see `checkpoint.load_model`.
+      config_file: FILE[:arguments]; converted weights need it, a run may be given other data by it.
+
+    Raises:
+      NotFoundError, BadValueError: what is not there, cannot be read, or does not fit.
+    """
+    given = read_config(config_file) if config_file else None
+    if not (epath.Path(directory) / weights.PROVENANCE).exists():
+        loaded = load_model(directory, which)
+        if given is None:
+            return loaded
+        with given.unlocked():
+            given.model = ml_collections.ConfigDict(loaded.config.model)
+        return loaded._replace(config=ml_collections.FrozenConfigDict(given))
+    if given is None:
+        raise errors.BadValueError(
+            f"{directory} holds converted weights, which do not say what data they are for; add "
+            "--config FILE[:arguments], e.g. configs/pcmanet.py:subset=s4."
+        )
+    model = build_model(given)
+    shapes = {"batch_stats": {}} | dict(init_shapes(model, 1, given.data.size))
+    variables, _ = weights.merge_init(shapes, {"model": str(directory)})
+    return Loaded(ml_collections.FrozenConfigDict(given), model, variables, step=0)

@@ -44,6 +44,6 @@ def run_program(main: Callable, *args) -> None:
     except InputError as error:
         if os.environ.get("AVS_JAX_TRACEBACK"):
             raise
-        builtin = type(error).__mro__[2].__name__ if type(error) is not InputError else "Error"
-        print(f"{builtin}: {error}", file=sys.stderr)
+        builtin = next(c for c in type(error).__mro__ if c.__module__ == "builtins")
+        print(f"{builtin.__name__}: {error}", file=sys.stderr)
         sys.exit(2)

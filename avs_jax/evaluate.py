@@ -28,7 +28,6 @@ the same masks, so compare within one family only:
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import sys
 import time
@@ -41,9 +40,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from avs_jax import errors, modes, report, sharding, sounds, state, weights
+from avs_jax import errors, modes, report, sharding, sounds, state
 from avs_jax.backbones import get_normalization
-from avs_jax.checkpoint import Loaded, build_model, load_model
+from avs_jax.checkpoint import Loaded, open_model
 from avs_jax.data import classes, open_split, pipeline, scenes, transforms
 from avs_jax.evaluators import ORACLE, oracle_logits, split_name
 from avs_jax.logs import quiet_libraries
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     sharding.start_jax(args.distributed)
     started = time.monotonic()
-    loaded = load(args.checkpoint, args.which, args.config)
+    loaded = open_model(args.checkpoint, args.which, args.config)
     config = override(loaded.config, args)
     if args.original_size and args.distributed:
         raise errors.BadValueError("--original_size works on one host; leave out --distributed.")
@@ -128,46 +127,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------ inputs
-
-
-def load(checkpoint: str, which: str, config_file: str | None) -> Loaded:
-    """A run's model, or converted weights in the model of a config file.
-
-    Raises:
-      NotFoundError, BadValueError: what is not there, cannot be read, or does not fit.
-    """
-    given = read_config(config_file) if config_file else None
-    if not (epath.Path(checkpoint) / weights.PROVENANCE).exists():
-        loaded = load_model(checkpoint, which)
-        if given is None:
-            return loaded
-        with given.unlocked():
-            given.model = ml_collections.ConfigDict(loaded.config.model)
-        return loaded._replace(config=ml_collections.FrozenConfigDict(given))
-    if given is None:
-        raise errors.BadValueError(
-            f"{checkpoint} holds converted weights, which do not say what data they are for; add "
-            "--config FILE[:arguments], e.g. configs/pcmanet.py:subset=s4."
-        )
-    model = build_model(given)
-    shapes = {"batch_stats": {}} | dict(state.init_shapes(model, 1, given.data.size))
-    variables, _ = weights.merge_init(shapes, {"model": checkpoint})
-    return Loaded(ml_collections.FrozenConfigDict(given), model, variables, step=0)
-
-
-def read_config(text: str) -> ml_collections.ConfigDict:
-    """FILE[:arguments] -> what the file's get_config gives; see configs/.
-
-    Raises:
-      NotFoundError: there is no such file.
-    """
-    path, _, arguments = text.partition(":")
-    if not epath.Path(path).is_file():
-        raise errors.NotFoundError(f"no config file {path}; known ones are in configs/.")
-    spec = importlib.util.spec_from_file_location("avs_jax_evaluate_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arguments or None)
 
 
 def override(

@@ -136,6 +136,7 @@ def build_evaluators(
     forward: Callable[[PyTree, dict], Array],
     source: Any,
     sharding: NamedSharding,
+    batch_size: int | None = None,
 ) -> list[Evaluator]:
     """The passes that `config.eval` asks for: each of its sounds, then the oracle.
 
@@ -145,6 +146,7 @@ def build_evaluators(
       forward: (variables, device batch) -> logits f32[b t h w k] at the size of the labels.
       source: of the split, see `avs_jax.data.open_split`.
       sharding: of the batch axis.
+      batch_size: over all processes, instead of eval.batch_size.
 
     Raises:
       UnknownNameError: for a sound.
@@ -158,7 +160,7 @@ def build_evaluators(
     def evaluator(update, sound, suffix):
         batches = pipeline.eval_batches(
             source,
-            batch_size=config.eval.batch_size // jax.process_count(),
+            batch_size=(batch_size or config.eval.batch_size) // jax.process_count(),
             transforms=transforms.eval_transforms(config.data.size),
             sound=sound,
             shard=(jax.process_index(), jax.process_count()),

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from avs_jax import errors, sharding, visualize
-from avs_jax.checkpoint import load_model
+from avs_jax.checkpoint import open_model
 from avs_jax.data import open_split, transforms
 from avs_jax.logs import quiet_libraries
 from avs_jax.predict import find_class_names, make_forward
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", required=True, help="WORKDIR of a training run")
+    parser.add_argument("--config", help="FILE[:arguments] that converted weights are for")
     parser.add_argument("--which", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--split", default="test", help="default: test")
     parser.add_argument("--count", type=int, default=4, help="clips (default: 4)")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     sharding.start_jax()
     output = Path(args.output or args.checkpoint)
-    loaded = load_model(args.checkpoint, args.which)
+    loaded = open_model(args.checkpoint, args.which, args.config)
     data = loaded.config.data
     source = open_split(data.name, data.subset, args.split, args.data_dir or data.data_dir)
     if not 1 <= args.count <= len(source):

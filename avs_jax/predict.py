@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from avs_jax import errors, sharding, state
 from avs_jax.backbones import get_normalization
-from avs_jax.checkpoint import Loaded, load_model
+from avs_jax.checkpoint import Loaded, open_model
 from avs_jax.data.classes import CLASS_NAMES
 from avs_jax.data.scenes import CLASSES
 from avs_jax.logs import quiet_libraries
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output:
         check_output(args.output, info.path)
     sharding.start_jax()
-    loaded = load_model(args.checkpoint, args.which)
+    loaded = open_model(args.checkpoint, args.which, args.config)
     data = loaded.config.data
     summary = predict_video(
         info,
@@ -84,7 +84,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("video", help="the film")
-    add("--checkpoint", required=True, metavar="WORKDIR", help="WORKDIR of a training run")
+    add("--checkpoint", required=True, metavar="DIR", help="WORKDIR of a run, or converted weights")
+    add("--config", metavar="FILE[:ARGS]", help="the config that converted weights are for")
     add("--which", default="best", help="best, latest or a step (default: best)")
     add("--output", metavar="FILE", help="overlay film to write: .mp4, .mov or .mkv")
     add("--masks", metavar="DIR", help="folder for one PNG per mask; older masks in it go")

@@ -72,6 +72,11 @@ def check_batch_size(batch_size: int, mesh: Mesh, name: str = "batch_size") -> N
         )
 
 
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """The next batch size that splits evenly over the devices; evaluation pads its last batch."""
+    return -(-max(batch_size, 1) // mesh.size) * mesh.size
+
+
 def state_shardings(shapes: PyTree, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = ()) -> PyTree:
     """A sharding per array of the state (parameters, moments and averages alike).
 

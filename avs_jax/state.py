@@ -45,9 +45,12 @@ class TrainState:
 
 def place_like(tree: PyTree, like: PyTree) -> PyTree:
     """Arrays of any kind -> device arrays with the types and shardings of `like`."""
-    return jax.tree.map(
-        lambda x, y: jax.device_put(jnp.asarray(x, y.dtype), y.sharding), tree, like
-    )
+
+    def place(x, y):
+        host = np.asarray(x, y.dtype)
+        return jax.make_array_from_callback(host.shape, y.sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree, like)
 
 
 def count_params(params: PyTree) -> int:
@@ -95,7 +98,6 @@ def create_state(
     size: int,
     seed: int,
     ema_decay: float | None = None,
-    sharding_rules=(),
 ) -> tuple[TrainState, PyTree]:
     """The first state, born sharded (no device holds more than its part), and its shardings."""
 
@@ -111,7 +113,7 @@ def create_state(
             ema=None if ema_decay is None else jax.tree.map(jnp.copy, params),
         )
 
-    shardings = state_shardings(jax.eval_shape(create), mesh, sharding_rules)
+    shardings = state_shardings(jax.eval_shape(create), mesh)
     return jax.jit(create, out_shardings=shardings)(), shardings
 
 
@@ -228,12 +230,16 @@ def count_steps(step: Callable) -> Callable:
 
 def empty_totals(names: Iterable[str], mesh: Mesh) -> PyTree:
     """Totals of no step, on every device of `mesh`."""
-    totals = {
-        "sums": {name: np.zeros((), np.float32) for name in names},
-        "count": np.zeros((), np.int32),
-        "bad_step": np.full((), -1, np.int32),
-    }
-    return jax.device_put(totals, NamedSharding(mesh, PartitionSpec()))
+
+    def create():
+        return {
+            "sums": {name: jnp.zeros((), jnp.float32) for name in names},
+            "count": jnp.zeros((), jnp.int32),
+            "bad_step": jnp.full((), -1, jnp.int32),
+        }
+
+    # Under jit, so that on several hosts no array has to be compared between them.
+    return jax.jit(create, out_shardings=NamedSharding(mesh, PartitionSpec()))()
 
 
 def make_forward(

@@ -11,16 +11,13 @@ On several hosts start the same command on each with --distributed.
 """
 
 import functools
-import runpy
 import signal
-import sys
 import threading
 import time
 from collections import deque
 from pathlib import Path
 
 import jax
-import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -28,8 +25,9 @@ from tqdm import tqdm
 from avs_jax import errors, optim, sharding, state
 from avs_jax.backbones import get_normalization
 from avs_jax.checkpoint import Checkpoints, build_model
+from avs_jax.config import check_fields, read_config
 from avs_jax.data import open_split, pipeline, transforms
-from avs_jax.evaluators import build_evaluators
+from avs_jax.evaluators import build_evaluators, split_name
 from avs_jax.logs import Logs, quiet_libraries
 from avs_jax.models import get_loss
 from avs_jax.weights import merge_init
@@ -54,9 +52,7 @@ def train(config, workdir, distributed=False):
     quiet_libraries()
     sharding.start_jax(distributed)
     mesh = sharding.make_mesh(config.fsdp)
-    sharding.check_batch_size(config.batch_size, mesh)
-    sharding.check_batch_size(config.batch_size // config.accumulate, mesh, "batch per part")
-    sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+    check_config(config, mesh)
     workdir = make_workdir(workdir)
     logs = Logs(workdir)
     checkpoints = Checkpoints(workdir, config, keep=config.keep_checkpoints, say=logs.say)
@@ -65,6 +61,12 @@ def train(config, workdir, distributed=False):
     # ---------------------------------------------------------------- data
     shard = (jax.process_index(), jax.process_count())
     source = open_split(config.data.name, config.data.subset, "train", config.data.data_dir)
+    if source.seconds != config.data.seconds:
+        raise errors.BadValueError(
+            f"data.seconds={config.data.seconds}, but clips of {config.data.name}/"
+            f"{config.data.subset} have {source.seconds}; use that, or choose the subset after the "
+            "config's colon."
+        )
     steps = config.steps or max(config.epochs * len(source) // config.batch_size, 1)
     batches = pipeline.train_batches(
         source,
@@ -105,6 +107,8 @@ def train(config, workdir, distributed=False):
     if restored is not None:
         train_state = restored
         logs.say(f"going on at step {int(train_state.step)} of {steps}")
+        for line in checkpoints.changed:
+            logs.say(f"changed since: {line}")
     else:
         given = {name: path for name, path in config.init_from.items() if path}
         if given:
@@ -117,6 +121,8 @@ def train(config, workdir, distributed=False):
     start = int(train_state.step)
     if start >= steps:
         logs.say(f"nothing to do: step {start} of {steps} is reached; more with --config.steps")
+        checkpoints.close()
+        logs.close()
         return
     logs.rewind(start)
     if jax.process_index() == 0:
@@ -162,7 +168,9 @@ def train(config, workdir, distributed=False):
     held_out = open_split(
         config.data.name, config.data.subset, config.eval.split, config.data.data_dir
     )
-    evaluators = build_evaluators(config, forward, held_out, clips)
+    evaluators = build_evaluators(
+        config, forward, held_out, clips, sharding.round_up(config.eval.batch_size, mesh)
+    )
 
     # ---------------------------------------------------------------- loop
     stop = threading.Event()
@@ -183,10 +191,11 @@ def train(config, workdir, distributed=False):
         bar.update()
 
         last = step == steps
-        evaluate = last or step % config.eval.every == 0
-        save = last or step % config.checkpoint_every == 0
         stopping = stop.is_set() or checkpoints.reached_preemption(step)
-        if step % config.log_every == 0 or evaluate or save or stopping:
+        # Whoever sends SIGTERM does not wait for an evaluation.
+        evaluate = last or (step % config.eval.every == 0 and not stopping)
+        save = last or stopping or step % config.checkpoint_every == 0
+        if step % config.log_every == 0 or evaluate or save:
             numbers = jax.device_get(totals)
             if numbers["bad_step"] >= 0:
                 bar.close()
@@ -209,9 +218,9 @@ def train(config, workdir, distributed=False):
                 scores |= dict(evaluator.run(train_state.variables()))
             logs.write(step, scores)
             logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-            name = f"{config.eval.split}/miou"
+            name = f"{split_name(config.eval.split)}/miou"
             checkpoints.save_if_best(train_state, name, float(scores[name]))
-        if save or stopping:
+        if save:
             checkpoints.save(train_state, batches)
         if step % config.log_every == 0 or evaluate or save:
             log_began, log_step = time.monotonic(), step
@@ -223,8 +232,34 @@ def train(config, workdir, distributed=False):
     logs.close()
 
 
+def check_config(config, mesh) -> None:
+    """Raises BadValueError for numbers that cannot work, before anything is read or compiled."""
+    sharding.check_batch_size(config.batch_size, mesh)
+    if config.accumulate < 1 or config.batch_size % config.accumulate:
+        raise errors.BadValueError(
+            f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}; use a "
+            "divisor."
+        )
+    sharding.check_batch_size(config.batch_size // config.accumulate, mesh, "batch per part")
+    firsts = [first for first, _ in config.size_schedule]
+    if firsts and (firsts[0] != 0 or firsts != sorted(set(firsts))):
+        raise errors.BadValueError(
+            f"size_schedule={config.size_schedule}: wanted ((0, size), (later step, size), ...)."
+        )
+    if "own" not in config.eval.sounds:
+        raise errors.BadValueError(
+            f"eval.sounds={config.eval.sounds}: training keeps the best model by its score with "
+            "the clips' own sound; add 'own'."
+        )
+
+
 def make_workdir(workdir: str) -> Path:
     """Creates the folder, and writes to it once, so that a full run is not lost at its end."""
+    if "://" in workdir:
+        raise errors.BadValueError(
+            f"--workdir {workdir}: buckets are not written to directly; mount it (gcsfuse) and "
+            "name the folder."
+        )
     path = Path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -254,30 +289,17 @@ def parse_flags(argv):
     """absl's parser, after a look at --config: its own errors for a typo there are stack traces.
 
     Raises:
-      NotFoundError, UnknownNameError: no such config file, no such field.
+      NotFoundError, UnknownNameError, BadValueError: no such file, field or argument.
     """
-    spec, overrides = None, []
+    spec, fields = None, []
     for i, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config":
             spec = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
         elif name.startswith("config."):
-            overrides.append(name.split(".")[1:])
+            fields.append(name.removeprefix("config."))
     if spec:
-        path, _, arguments = spec.partition(":")
-        if not Path(path).is_file():
-            raise errors.NotFoundError(f"no config file {path!r}; see configs/.")
-        # Config files import what they share as configs.common, wherever the program is started.
-        sys.path.insert(0, str(Path(path).resolve().parents[1]))
-        config = runpy.run_path(path)["get_config"](arguments or None)
-        for names in overrides:
-            node = config
-            for depth, name in enumerate(names, start=1):
-                if not isinstance(node, ml_collections.ConfigDict) or name not in node:
-                    known = node if isinstance(node, ml_collections.ConfigDict) else ()
-                    field = ".".join(names[:depth])
-                    raise errors.unknown_name("config field", f"config.{field}", known)
-                node = node[name]
+        check_fields(read_config(spec), fields)
     return flags.FLAGS(argv)
 
 

@@ -7,11 +7,12 @@ data = avsbench, sounding_shapes.
 
 The paper gives no recipe; this one is ours: AdamW 1e-4, weight decay 0.05, backbone x 0.1, VGGish
 frozen, 500 warm-up steps, cosine to 0, 8 clips a step, 30 / 60 / 30 epochs on S4 / MS3 / AVSS;
-flips, scale jitter 0.5-2, colour jitter. MS3 may start from S4 weights. Start from converted
-weights: `--config.init_from.backbone=DIR --config.init_from.audio_backbone=DIR`.
+flips, scale jitter 0.5-2, colour jitter. MS3 may start from S4's weights:
+`--config.init_from.model=WORKDIR_OF_S4`; others from converted ones:
+`--config.init_from.backbone=DIR --config.init_from.audio_backbone=DIR`.
 
 Published mIoU (the paper's, with ResNet-50; not run here, AVSBench has to be asked for):
-S4 79.9, MS3 57.9, AVSS 31.2. Memory: one clip a device needs about 6 GB in float32.
+S4 79.9, MS3 57.9, AVSS 31.2.
 """
 
 from configs import common
@@ -45,4 +46,4 @@ def get_config(arguments: str | None = None):
     config.data.augment.brightness = 0.4
     config.data.augment.contrast = 0.4
     config.data.augment.saturation = 0.4
-    return config.lock()
+    return common.finish(config)

@@ -39,7 +39,7 @@ def get_config(arguments: str | None = None):
     config.model.backbone = arg.backbone or ("small_resnet" if small else "pvt_v2_b5")
     if config.model.backbone == "small_resnet":
         fill_small(config, arg.steps)
-        return config.lock()
+        return common.finish(config)
 
     config.model.input_scale = 2
     config.loss.labelled_frames = 1 if arg.subset == "s4" else config.data.seconds
@@ -52,7 +52,7 @@ def get_config(arguments: str | None = None):
 
     config.data.augment.flip = 0.5
     config.data.augment.scale = (0.5, 1.0)
-    return config.lock()
+    return common.finish(config)
 
 
 def fill_small(config, steps: int) -> None:

@@ -6,10 +6,13 @@ What follows the colon is parsed by `parse_arguments`; any field can be overridd
 Configs are locked: a field that does not exist is an error that lists those that do.
 """
 
+import dataclasses
+import inspect
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from avs_jax import errors
+from avs_jax import errors, models
 
 SUBSETS = ("s4", "ms3", "avss")
 DATASETS = ("avsbench", "sounding_shapes")
@@ -115,8 +118,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.freeze = ()  # regexes
     config.ema_decay = placeholder(float)
 
-    # Converted weights to start from: {"backbone": DIR, "audio_backbone": DIR}.
-    config.init_from = ml_collections.ConfigDict({"backbone": "", "audio_backbone": ""})
+    # Weights to start from: folders that avs_jax.convert wrote; "model" also a run's WORKDIR.
+    config.init_from = ml_collections.ConfigDict(
+        {"model": "", "backbone": "", "audio_backbone": ""}
+    )
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 8
@@ -141,6 +146,24 @@ def fill_subset(config: ml_collections.ConfigDict, data: str, subset: str) -> No
     if data == "sounding_shapes":
         config.data.size = 96
         config.data.frame_offset = 0.5
+
+
+def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Adds every field of the model and of its loss at its default, so that all of them can be set
+    by a flag and are saved with each checkpoint, and locks the config."""
+    module, network = models.MODELS[config.model.name]
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(network)
+        if isinstance(field.default, bool | int | float | str | tuple)
+    }
+    for name, default in defaults.items():
+        if name not in config.model and name not in ("name", "parent"):
+            config.model[name] = default
+    for name, parameter in inspect.signature(module.loss).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in config.loss:
+            config.loss[name] = parameter.default
+    return config.lock()
 
 
 def fill_small_recipe(

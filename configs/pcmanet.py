@@ -41,10 +41,11 @@ def get_config(arguments: str | None = None):
     config.model.mask_padded_frames = arg.corrected
     if config.model.backbone == "small_resnet":
         fill_small(config, arg.steps)
-        return config.lock()
+        return common.finish(config)
 
     # Published: the S4 script with ResNet-50 has 4 groups, all others have 8.
     config.model.groups = 4 if (arg.subset, config.model.backbone) == ("s4", "resnet50") else 8
+    config.data.augment.centre = arg.subset == "avss"
     config.seed = 123
     config.batch_size = 4
     config.epochs = {"s4": 15, "ms3": 30, "avss": 60}[arg.subset]
@@ -54,7 +55,7 @@ def get_config(arguments: str | None = None):
     # An epoch: 3452, 296, 8498 training clips.
     config.eval.every = {"s4": 863, "ms3": 74, "avss": 2125}[arg.subset]
     config.checkpoint_every = config.eval.every
-    return config.lock()
+    return common.finish(config)
 
 
 def fill_small(config, steps: int) -> None:

@@ -31,4 +31,4 @@ def get_config(arguments: str | None = None):
     config.model.norm_groups = 8
     config.model.freeze_audio = False
     common.fill_small_recipe(config, arg.steps, learning_rate=2e-3, warmup_steps=40)
-    return config.lock()
+    return common.finish(config)

@@ -147,6 +147,25 @@ def test_all_checkpoints_damaged_is_an_error_not_a_fresh_start(saved):
         truncate(saved / "checkpoints" / str(step))
     with pytest.raises(errors.BadValueError, match="none of the checkpoints"):
         restore(saved)
+    assert {p.name for p in (saved / "checkpoints").iterdir()} >= {"2", "4"}  # nothing is moved
+
+
+def test_an_optimiser_of_another_shape_leaves_the_checkpoints_alone(saved):
+    checkpoints = Checkpoints(str(saved), make_config())
+    other = make_state(0).replace(opt_state={})
+    with pytest.raises(errors.BadValueError, match="none of the checkpoints"):
+        checkpoints.restore(other, make_iterator())
+    checkpoints.close()
+    assert restore(saved)[0].step == 4
+
+
+def test_a_changed_config_is_told(saved):
+    config = make_config()
+    config.seed = 7
+    checkpoints = Checkpoints(str(saved), config)
+    checkpoints.restore(make_state(0), make_iterator())
+    checkpoints.close()
+    assert checkpoints.changed == ["seed is 'not set' there and 7 here"]
 
 
 def test_a_checkpoint_of_another_model_names_the_fields(saved):

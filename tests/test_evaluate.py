@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import errors, evaluate, report, state, weights
+from avs_jax import checkpoint, errors, evaluate, report, state, weights
 from avs_jax.checkpoint import Checkpoints, build_model
 from configs import common
 from tests.data.tiny import build_tiny
@@ -216,7 +216,7 @@ def test_semantic_model_is_reported_by_class(tmp_path, fill_variables):
 
 
 def test_converted_weights_are_evaluated_by_their_config(run, evaluated, tmp_path):
-    loaded = evaluate.load_model(str(run[0]))
+    loaded = checkpoint.load_model(str(run[0]))
     fields = loaded.config.model.to_dict()
     weights.save_converted(
         str(tmp_path / "converted"), fields.pop("name"), loaded.variables, {}, **fields

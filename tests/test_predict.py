@@ -367,7 +367,7 @@ def test_program_segments_a_film_with_a_model(tmp_path, fill_variables, monkeypa
     inputs = jnp.zeros((1, 2, 32, 32, 3)), jnp.zeros((1, 2, 96, 64))
     variables = fill_variables(module, *inputs)
     loaded = checkpoint.Loaded(config, module, variables, 7)
-    monkeypatch.setattr(predict, "load_model", lambda directory, which: loaded)
+    monkeypatch.setattr(predict, "open_model", lambda directory, which, config: loaded)
     monkeypatch.setattr(predict.sharding, "start_jax", lambda: None)
     path = make_film(tmp_path / "a.mp4", seconds=3)
     arguments = ["--checkpoint", "run", "--output", "out.mp4", "--masks", "masks"]

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,21 +45,23 @@ def run(data_dir, tmp_path_factory):
     """`run(workdir, steps, devices=1, **fields)` -> a started train program."""
     cache = str(tmp_path_factory.mktemp("xla"))  # what one run compiled, the next one reuses
 
-    def start(workdir, steps=4, devices=1, config=None, **fields):
+    def start(workdir, steps=4, devices=1, config=None, environment=None, **fields):
         config = config or f"configs/quickstart.py:steps={steps}"
         fields = TINY | {"data.data_dir": data_dir} | fields
         command = [sys.executable, "-m", "avs_jax.train", "--config", config]
         command += [f"--workdir={workdir}"]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
-        environment = os.environ | {
+        variables = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": cache,
         }
+        if environment:
+            command.append("--distributed")
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment,
+            env=variables | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -138,7 +141,35 @@ def test_eight_devices_train_and_evaluate_as_one(run, whole_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_fsdp_trains_as_plain_data_parallel(run, whole_run, tmp_path, monkeypatch):
+def test_two_processes_train_stop_and_go_on_together(run, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def start(steps):
+        return [
+            run(
+                tmp_path,
+                steps=steps,
+                environment={
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": "2",
+                    "JAX_PROCESS_ID": str(i),
+                },
+            )
+            for i in range(2)
+        ]
+
+    for steps in (2, 4):
+        processes = start(steps)
+        outputs = [finish(process) for process in processes]
+    assert "going on at step 2 of 4" in outputs[0]
+    assert sorted(losses(tmp_path)) == [1, 2, 3, 4]
+    assert 4 in scores(tmp_path)
+
+
+@pytest.mark.slow
+def test_fsdp_trains_as_plain_data_parallel(run, whole_run, tmp_path):
     finish(run(tmp_path, steps=6, devices=8, fsdp=4))
     one, sharded = losses(whole_run), losses(tmp_path)
     np.testing.assert_allclose([sharded[i] for i in one], list(one.values()), rtol=1e-5)
