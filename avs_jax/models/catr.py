@@ -47,6 +47,7 @@ from avs_jax import errors
 from avs_jax.layers.attention import MultiHeadAttention
 from avs_jax.layers.auxiliary import AuxiliaryHeads
 from avs_jax.layers.positions import sine_positions_2d
+from avs_jax.layers.resize import resize_bilinear
 from avs_jax.models.catr_criterion import answer, loss, query_attention
 from avs_jax.types import Array, Bool, Float
 
@@ -136,7 +137,9 @@ def _drop(module, x):
 
 
 def _add_norm(module, x, y, name):
-    return nn.LayerNorm(epsilon=EPSILON, dtype=module.dtype, name=name)(x + _drop(module, y))
+    return nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False, dtype=module.dtype, name=name)(
+        x + _drop(module, y)
+    )
 
 
 def _feed_forward(module, x, norm):
@@ -302,6 +305,7 @@ class CATR(nn.Module):
     audio_backbone: nn.Module  # VGGish
     num_classes: int = 1  # 1: does it sound? 71: AVSS, background is one of them
     mode: str = "reference"  # or "paper"
+    input_scale: int = 1  # frames are enlarged first; published: 2, from 224 to 448
     dim: int = 256
     num_heads: int = 8
     hidden: int = 2048
@@ -327,11 +331,11 @@ class CATR(nn.Module):
         frame_mask: Bool[Array, "b t"] | None = None,
         train: bool = False,
     ) -> dict[str, Array]:
-        """Frames (normalised, sides multiples of 32) and log-mel patches -> a dict of
+        """Frames (normalised; enlarged, their sides are multiples of 32), log-mel -> a dict of
 
             logits            f32[b t h w k]    of `answer`, at frame size
             query             i32[b t]          the query whose mask a frame shows
-            pred_masks        f32[l b t q y x]  mask logits of every decoder layer at 1/16 or 1/4
+            pred_masks        f32[l b t q y x]  mask logits of each decoder layer, at 1/16 or 1/4
             pred_is_referred  f32[l b t q k+1]  class logits; the last class is "no object"
 
         With `train` and auxiliary heads also "tags" [b t num_tags] and "semantic"
@@ -353,7 +357,9 @@ class CATR(nn.Module):
         )  # as published
         audio = nn.Dropout(self.dropout, deterministic=not train)(audio).reshape(b, t, self.dim)
 
-        pyramid = self.backbone(frames.reshape(b * t, height, width, 3), train=train)
+        pictures = frames.reshape(b * t, height, width, 3)
+        pictures = resize_bilinear(pictures, (height * self.input_scale, width * self.input_scale))
+        pyramid = self.backbone(pictures, train=train)
         stages = {
             i: DilatedHead(self.dim, dtype=self.dtype, name=f"stage{i}")(x)
             for i, x in enumerate(pyramid, start=1)
@@ -457,7 +463,9 @@ class CATR(nn.Module):
         x = jnp.broadcast_to(content[:, None], (content.shape[0], *queries.shape))
         rate = self.dropout if train else 0.0
         layer = nn.remat(DecoderLayer) if self.remat else DecoderLayer
-        norm = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="decoder_norm")
+        norm = nn.LayerNorm(
+            epsilon=EPSILON, use_fast_variance=False, dtype=self.dtype, name="decoder_norm"
+        )
         decoded = []
         for i in range(self.decoder_layers):
             x = layer(self.num_heads, self.hidden, rate, dtype=self.dtype, name=f"decoder{i}")(

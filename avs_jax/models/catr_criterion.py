@@ -64,8 +64,9 @@ def query_attention(
 ) -> tuple[Float[Array, "b t y x"], Float[Array, "b t"]]:
     """Where the query that answers for a frame looks, in the decoder's last layer.
 
-    -> weights over the frame's cells (1/8, mean over heads), and their sum over audio tokens, which
-    is 0 in `paper`; all weights of a frame sum to 1. `model` is a CATR, static under jit.
+    -> weights over cells (1/8 of the enlarged frame, mean over heads), and their sum over audio
+    tokens, which is 0 in `paper`; all weights of a frame sum to 1. `model` is a CATR, static under
+    jit.
     """
     name = f"decoder{model.decoder_layers - 1}"
 
@@ -77,7 +78,7 @@ def query_attention(
     )
     found = state["intermediates"][name]["cross_attention"]
     b, t, height, width, _ = frames.shape
-    cells = (height // 8, width // 8)
+    cells = (height * model.input_scale // 8, width * model.input_scale // 8)
     query, key = (
         found[role]["__call__"][0].reshape(b, t, -1, model.num_heads, model.dim // model.num_heads)
         for role in ("query", "key")

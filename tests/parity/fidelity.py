@@ -130,16 +130,10 @@ def log_mel_entries() -> Entries:
 
 def pcmanet_entries(fixture: str) -> Entries:
     """Every float that the PCMANet fixture stores, from the convolutions to the four outputs."""
-    from tests.models import test_pcmanet_parity as parity
+    from tests.parity import pcmanet
 
-    frames = fill.uniform("pcmanet/frames", (5, 3, 224, 224), -2, 2)
-    log_mel = fill.uniform("pcmanet/audio", (5, 1, 96, 64), -4, 1)
-    target = fill.uniform("pcmanet/mask", (1, 224, 224)) > 0.5
-    inputs = np.moveaxis(frames, 1, -1)[None], log_mel[None, :, 0]
-    ours = parity.run(fixture, parity.variables_of(fixture), *inputs, target)
-    backbone = parity.resnet_entries if "resnet" in fixture else parity.pvt_entries
-    entries = parity.decoder_entries(ours["outputs"], ours["sown"]) | backbone(ours["sown"])
-    return {name: x for name, x in entries.items() if not name.startswith("mask")}
+    left_out = ("mask", "losses", "per")
+    return {k: x for k, x in pcmanet.entries(fixture).items() if not k.startswith(left_out)}
 
 
 def catr_entries(fixture: str) -> Entries:
