@@ -281,7 +281,7 @@ def test_unknown_family_is_refused(run):
 
 
 def test_missing_config_file_is_refused(run):
-    _refuse(run, errors.NotFoundError, "no config file nowhere.py", "--config", "nowhere.py:a=1")
+    _refuse(run, errors.NotFoundError, "no config file 'nowhere.py'", "--config", "nowhere.py:a=1")
 
 
 def test_converted_weights_without_config_are_refused(tmp_path):
