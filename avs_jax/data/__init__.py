@@ -21,7 +21,7 @@ import importlib
 import os
 import pathlib
 import re
-import warnings
+import sys
 
 import numpy as np
 
@@ -201,10 +201,10 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
         reason = str(error).splitlines()[0]
         raise errors.BadValueError(f"{reason}; a slice reads e.g. 'train[:100]'.") from error
     if subset in ("s4", "ms3") and (builder.info.metadata or {}).get("labels") == "semantic":
-        warnings.warn(
-            f"{name}/{subset} at {folder} was rebuilt from AVSBench-semantic, whose labels differ: "
-            "do not put its scores beside published ones",
-            stacklevel=2,
+        print(
+            f"NOTE: {name}/{subset} at {folder} was rebuilt from AVSBench-semantic, whose labels "
+            "differ: do not put its scores beside published ones.",
+            file=sys.stderr,
         )
     source = Source(records, DATASETS[name].seconds[subset], f"{name}/{subset}/{split}", cure)
     if len(source):  # damage shows now rather than after an hour of training
