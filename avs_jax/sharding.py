@@ -4,6 +4,7 @@ Programs are `jax.jit` over arrays with shardings; the same code runs on one CPU
 pod of hosts. Statistics of batch normalisation and all means are over the global batch.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,11 @@ def start_jax(distributed: bool = False) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if distributed:
-        jax.distributed.initialize()
+        # Found by jax under Slurm, on TPU VMs and GKE; elsewhere these variables tell, of which jax
+        # itself reads JAX_COORDINATOR_ADDRESS alone.
+        variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        given = {k: int(os.environ[v]) for k, v in variables.items() if v in os.environ}
+        jax.distributed.initialize(**given)
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
