@@ -156,8 +156,8 @@ def run(fixture):
     return expected, collect(outputs, found), float(total), jax.device_get(terms)
 
 
-# Not yet with ResNet-50: the pixel decoder's first convolution (spatial_decoder.lay1), which takes up
-# the fusions' rounding, is 3.7e-4 off where 1.8e-4 is allowed.
+# Not yet with ResNet-50: the pixel decoder's first convolution (spatial_decoder.lay1), which takes
+# up the fusions' rounding, is 3.7e-4 off where 1.8e-4 is allowed.
 @pytest.fixture(scope="module", params=[name for name in BACKBONES if "resnet50" not in name])
 def fixture(request):
     return request.param
