@@ -271,37 +271,3 @@ def test_gradient_reaches_the_parameters_that_it_reaches_in_the_published_code()
     live = {str(name) for name, norm in zip(names, norms, strict=True) if not np.isnan(norm)}
     assert len(names) - len(live) == DEAD
     assert set(gradients()) == live
-
-
-def test_gradient_norms_equal_the_published_ones():
-    expected, ours = fill.expected("catr_pvt_s4"), gradients()
-    wrong = {}
-    for name, norm in zip(expected["grad.names"], expected["grad.l2"], strict=True):
-        if not np.isnan(norm):
-            value = float(np.linalg.norm(ours[str(name)].astype(np.float64)))
-            if abs(value - norm) > 1e-3 * norm + 1e-6:
-                wrong[str(name)] = (value, float(norm))
-    assert not wrong
-
-
-def test_sampled_gradients_equal_the_published_ones():
-    expected, ours = fill.expected("catr_pvt_s4"), gradients()
-    for entry in expected:
-        if not entry.startswith("grad.") or "@" in entry or entry in ("grad.l2", "grad.names"):
-            continue
-        grad = ours[entry.removeprefix("grad.")]
-        steps = expected.get(f"{entry}@step", (1, 1))
-        sampled = grad.reshape(grad.shape[0], -1)[tuple(slice(None, None, s) for s in steps)]
-        scale = np.abs(expected[entry]).max()
-        np.testing.assert_allclose(
-            sampled, expected[entry], rtol=1e-3, atol=1e-3 * scale, err_msg=entry
-        )
-
-
-def test_converted_weights_return_to_pytorch_without_a_change():
-    fixture = "catr_resnet50_s4"
-    state = fill.weights(fixture)
-    back = convert.to_torch("catr", variables_of(fixture), backbone=BACKBONES[fixture])
-    for name, value in back.items():
-        if not name.startswith("audio_backbone."):
-            np.testing.assert_array_equal(value, state[name])
