@@ -149,7 +149,7 @@ def make_train_step(
 
     def loss_of(params, batch_stats, batch, rng):
         frames, log_mel = model_inputs(
-            batch["frames"], batch["waveform"], normalization, size, alignment
+            batch["frames"], batch["waveform"], normalization, size, alignment, batch["frame_mask"]
         )
         outputs, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -250,7 +250,7 @@ def make_forward(
     def forward(variables, batch):
         height, width = batch["frames"].shape[2:4]
         frames, log_mel = model_inputs(
-            batch["frames"], batch["waveform"], normalization, size, alignment
+            batch["frames"], batch["waveform"], normalization, size, alignment, batch["frame_mask"]
         )
         logits = model.apply(variables, frames, log_mel, batch["frame_mask"])["logits"]
         b, t, _, _, k = logits.shape

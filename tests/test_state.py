@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +112,48 @@ def test_labels_are_resized_to_the_nearest_pixel():
     assert small.dtype == jnp.int32
     assert set(np.asarray(small).ravel().tolist()) <= set(range(16))
     assert bool((state.resize_label(small, 4)[..., ::2, ::2] == small).all())
+
+
+class Mirror(nn.Module):
+    """Hands out what it is given, times one parameter."""
+
+    @nn.compact
+    def __call__(self, frames, log_mel, frame_mask=None, train=False):
+        scale = self.param("scale", nn.initializers.ones, ())
+        sound = jnp.broadcast_to(log_mel.mean((2, 3))[..., None, None, None], frames.shape)
+        return {"logits": scale * jnp.concatenate([frames, sound], axis=-1)}
+
+
+MIRROR = {"params": {"scale": jnp.ones(())}}
+
+
+def test_padded_frames_are_zero_after_normalisation():
+    # AVSBench pads clips of 5 s with zeros: the mean colour, not black, and no log-mel at all.
+    batch = make_batch(b=1) | {"frame_mask": jnp.array([[True, False]])}
+    forward = state.make_forward(Mirror(), normalization=NORMALIZATION, size=16)
+    seen = np.asarray(jax.jit(forward)(MIRROR, batch))
+    assert (seen[0, 1] == 0).all()
+    assert seen[0, 0, ..., :3].std() > 0.1 and (seen[0, 0, ..., 3] != 0).all()
+
+
+def test_what_lies_in_padded_frames_does_not_reach_training():
+    optimizer = optax.sgd(0.1)
+    step = state.make_train_step(
+        Mirror(),
+        lambda outputs, batch: ((outputs["logits"] ** 2).mean(), {}),
+        optimizer,
+        sharding.make_mesh(devices=jax.devices()[:1]),
+        normalization=NORMALIZATION,
+        size=32,
+        seed=0,
+    )
+    params = MIRROR["params"]
+    old = state.TrainState(jnp.int32(0), params, {}, optimizer.init(params))
+    batch = make_batch(b=2) | {"frame_mask": jnp.array([[True, True], [True, False]])}
+    one, _ = jax.jit(step)(old, batch)
+    batch["frames"] = batch["frames"].at[1, 1].set(77)
+    two, _ = jax.jit(step)(old, batch)
+    assert float(one.params["scale"]) == float(two.params["scale"]) != 1.0
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
