@@ -1,4 +1,4 @@
-"""PCMANet's pieces, corrections and losses, on small networks (see also test_pcmanet_parity)."""
+"""PCMANet's pieces, its corrections and its size, on small networks (see also its parity test)."""
 
 import functools
 import re
@@ -7,81 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avs_jax import errors, losses, models
+from avs_jax import errors, models
 from avs_jax.models import pcmanet
+from tests.models.small_pcmanet import QUICK, SMALL, apply, make, padded, small_inputs
 from tests.parity import fill
-
-SMALL = {
-    "backbone": "small_resnet",
-    "audio_backbone": "audio_cnn",
-    "dim": 32,
-    "num_heads": 4,
-    "groups": 4,
-    "head_width": 16,
-}
-CORRECTED = {
-    "restore_token_order": True,
-    "gradient_through_masked_attention": True,
-    "mask_padded_frames": True,
-}
-
-
-def small_inputs(b=1, t=3, height=64, width=64, seed=0):
-    rng = np.random.default_rng(seed)
-    frames = jnp.float32(rng.normal(size=(b, t, height, width, 3)))
-    log_mel = jnp.float32(rng.uniform(-4, 1, (b, t, 96, 64)))
-    return frames, log_mel
-
-
-def sharpen(variables, factor=30.0):
-    """Larger logits, so that some tokens are certain and masked."""
-    params = dict(variables["params"])
-    for k in (1, 2, 3, 4):
-        head = dict(params[f"output_conv{k}"])
-        head["out"] = {"kernel": head["out"]["kernel"] * factor, "bias": head["out"]["bias"]}
-        params[f"output_conv{k}"] = head
-    return {**variables, "params": params}
-
-
-# Compiling is what these tests spend their time on: no optimisation, and each function once.
-QUICK = {"xla_backend_optimization_level": 0}
-
-
-@functools.cache
-def compiled(model, train):
-    def call(variables, *inputs):
-        collections = ["batch_stats"] if train else ["intermediates"]
-        return model.apply(
-            variables, *inputs, train=train, capture_intermediates=not train, mutable=collections
-        )
-
-    return jax.jit(call, compiler_options=QUICK)
-
-
-def apply(model, variables, *inputs):
-    """Outputs in evaluation mode."""
-    return compiled(model, False)(variables, *inputs)[0]
-
-
-def capture(model, variables, *inputs):
-    """What every module gives in evaluation mode."""
-    return compiled(model, False)(variables, *inputs)[1]["intermediates"]
-
-
-def train(model, variables, *inputs):
-    """Outputs in training mode, new statistics."""
-    outputs, new = compiled(model, True)(variables, *inputs)
-    return outputs, new["batch_stats"]
-
-
-def make(fill_variables, *inputs, seed=0, **fields):
-    model = models.get_model("pcmanet", **(SMALL | fields))
-    return model, sharpen(fill_variables(model, *inputs[:2], seed=seed))
-
 
 # ---------------------------------------------------------------- AVGA
 
@@ -115,7 +47,10 @@ def test_avga_has_finite_gradients_where_a_group_or_the_sound_is_silent(fill_var
     variables = fill_variables(module, x, sound)
     for conv in (variables["params"]["seq1"]["norm"], variables["params"]["fc1"]):
         conv["bias"] = np.full_like(conv["bias"], -1.0)  # everything dies in the ReLU
-    gradient = jax.grad(lambda *inputs: module.apply(variables, *inputs).sum(), argnums=(0, 1))
+    gradient = jax.jit(
+        jax.grad(lambda *inputs: module.apply(variables, *inputs).sum(), argnums=(0, 1)),
+        compiler_options=QUICK,
+    )
     assert all(np.isfinite(g).all() for g in gradient(x, sound))
 
 
@@ -223,16 +158,23 @@ def test_published_token_order_reads_tokens_as_a_channels_first_map():
     np.testing.assert_array_equal(guidance[1, 2, 3], tokens[1].reshape(-1)[2 * 6 + 3 :: 24])
 
 
-def test_tokens_of_the_finer_stages_are_means_of_two_by_two_pixels(fill_variables):
-    frames, log_mel = small_inputs()
-    model, variables = make(fill_variables, frames, log_mel)
-    sown = capture(model, variables, frames, log_mel)
-    for stage, side in ((4, 2), (3, 2), (2, 4), (1, 8)):
-        assert sown[f"qsca{stage}"]["pooled"][0].shape == (3, side, side, 32)
-    x = np.asarray(sown["avga1"]["__call__"][0])
-    np.testing.assert_allclose(
-        sown["qsca1"]["pooled"][0][1, 3, 5], x[1, 6:8, 10:12].mean((0, 1)), atol=1e-6
-    )
+def test_tokens_are_means_of_two_by_two_pixels_but_for_the_coarsest_stage():
+    model, inputs = models.get_model("pcmanet", **SMALL), small_inputs(t=1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    apply = functools.partial(model.apply, mutable=["intermediates"])
+    sown = jax.eval_shape(apply, shapes, *inputs)[1]["intermediates"]
+    for stage, side in ((4, 2), (3, 2), (2, 4), (1, 8)):  # of maps of 2, 4, 8, 16
+        assert sown[f"qsca{stage}"]["pooled"][0].shape == (1, side, side, 32)
+
+
+def test_a_token_is_the_mean_of_its_pixels():
+    rng = np.random.default_rng(0)
+    x, sound = jnp.float32(rng.normal(size=(1, 4, 6, 8))), jnp.zeros((1, 8))
+    module = pcmanet.QSCA(num_heads=2, num_clips=1, stride=2)
+    variables = module.init(jax.random.key(0), x, sound)
+    _, sown = module.apply(variables, x, sound, mutable=["intermediates"])
+    pooled = sown["intermediates"]["pooled"][0]
+    np.testing.assert_allclose(pooled[0, 1, 2], x[0, 2:4, 4:6].mean((0, 1)), atol=1e-6)
 
 
 # ---------------------------------------------------------------- CIM
@@ -254,7 +196,7 @@ def test_with_classes_the_likeliest_one_decides(logit, uncertain):
 
 def test_what_is_certain_stays_certain_in_finer_stages(fill_variables):
     inputs = small_inputs()
-    outputs = apply(*make(fill_variables, *inputs), *inputs)
+    outputs = apply(*make(fill_variables), *inputs)
     coarse, middle, fine = (np.asarray(mask) for mask in outputs["masks"])
     assert 0 < coarse.mean() < 1 and 0 < middle.mean() < 1
     assert not (middle & ~coarse.repeat(2, axis=2).repeat(2, axis=3)).any()
@@ -263,14 +205,14 @@ def test_what_is_certain_stays_certain_in_finer_stages(fill_variables):
 
 def test_kept_is_the_share_of_tokens_that_still_ask(fill_variables):
     inputs = small_inputs()
-    outputs = apply(*make(fill_variables, *inputs), *inputs)
+    outputs = apply(*make(fill_variables), *inputs)
     shares = [float(mask.mean()) for mask in outputs["masks"]]
     np.testing.assert_allclose(outputs["kept"], shares, rtol=1e-6)
 
 
 def test_without_masking_other_tokens_ask_and_the_answer_changes(fill_variables):
     inputs = small_inputs()
-    model, variables = make(fill_variables, *inputs)
+    model, variables = make(fill_variables)
     ours = apply(model, variables, *inputs)["logits"]
     unmasked = apply(model.clone(masking=False), variables, *inputs)["logits"]
     assert float(jnp.abs(ours - unmasked).max()) > 1e-3
@@ -278,7 +220,7 @@ def test_without_masking_other_tokens_ask_and_the_answer_changes(fill_variables)
 
 def test_confidence_maps_show_the_masks_at_frame_size(fill_variables):
     inputs = small_inputs()
-    outputs = apply(*make(fill_variables, *inputs), *inputs)
+    outputs = apply(*make(fill_variables), *inputs)
     maps = pcmanet.confidence_maps(outputs)
     assert maps.shape == (1, 3, 3, 64, 64)
     for stage, (mask, stride) in enumerate(zip(outputs["masks"], (32, 16, 8), strict=True)):
@@ -291,21 +233,26 @@ def test_confidence_maps_show_the_masks_at_frame_size(fill_variables):
 @pytest.mark.parametrize(
     ("t", "height", "width", "num_classes"), [(10, 32, 96, 71), (1, 96, 32, 1)]
 )
-def test_outputs_follow_the_number_of_frames_and_their_size(
-    fill_variables, t, height, width, num_classes
-):
+def test_outputs_follow_the_number_of_frames_and_their_size(t, height, width, num_classes):
     inputs = small_inputs(b=2, t=t, height=height, width=width)
-    outputs = apply(*make(fill_variables, *inputs, num_classes=num_classes), *inputs)
+    model = models.get_model("pcmanet", **SMALL, num_classes=num_classes)
+    outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), *inputs)
     assert outputs["logits"].shape == (2, t, height, width, num_classes)
     assert [x.shape for x in outputs["outputs"]] == [outputs["logits"].shape] * 4
     for x, stride in zip(outputs["stage_logits"], (4, 8, 16, 32), strict=True):
         assert x.shape == (2, t, height // stride, width // stride, num_classes)
+
+
+def test_the_answer_is_the_finest_output(fill_variables):
+    inputs = small_inputs()
+    outputs = apply(*make(fill_variables), *inputs)
     np.testing.assert_array_equal(outputs["logits"], outputs["outputs"][0])
+    assert not np.array_equal(outputs["logits"], outputs["outputs"][1])
 
 
 def test_clips_do_not_see_each_other(fill_variables):
     frames, log_mel = small_inputs(b=2)
-    model, variables = make(fill_variables, frames, log_mel)
+    model, variables = make(fill_variables)
     both = apply(model, variables, frames, log_mel)["logits"][1:]
     alone = apply(model, variables, frames[1:], log_mel[1:])["logits"]
     np.testing.assert_allclose(both, alone, atol=2e-3, rtol=1e-4)
@@ -313,7 +260,7 @@ def test_clips_do_not_see_each_other(fill_variables):
 
 def test_frames_of_a_clip_hear_each_others_sounds(fill_variables):
     frames, log_mel = small_inputs()
-    model, variables = make(fill_variables, frames, log_mel)
+    model, variables = make(fill_variables)
     ours = apply(model, variables, frames, log_mel)["logits"]
     theirs = apply(model, variables, frames, log_mel.at[:, 2].set(-4.0))["logits"]
     assert float(jnp.abs(ours - theirs)[:, 0].max()) > 1e-3
@@ -332,18 +279,9 @@ def test_groups_and_heads_must_divide_the_width(field):
         jax.eval_shape(model.init, jax.random.key(0), *small_inputs())
 
 
-def test_rematerialisation_changes_no_gradient(fill_variables):
-    inputs = small_inputs(t=2)
-    model, variables = make(fill_variables, *inputs)
-    again = models.get_model("pcmanet", **SMALL, remat=True)
-    grads = [gradient_of(m, variables, *inputs) for m in (model, again)]
-    for x, y in zip(*map(jax.tree.leaves, grads), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
-
-
 def test_bfloat16_keeps_parameters_and_logits_in_float32(fill_variables):
     inputs = small_inputs(t=2)
-    model, variables = make(fill_variables, *inputs, dtype="bfloat16")
+    model, variables = make(fill_variables, dtype="bfloat16")
     outputs = apply(model, variables, *inputs)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
     assert outputs["logits"].dtype == jnp.float32
@@ -357,6 +295,39 @@ def test_parameters_start_as_pytorchs(fill_variables):
     for values in params.values():
         assert 0.8 * bound < float(jnp.abs(values).max()) <= bound
     assert float(params["kernel"].std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+# ---------------------------------------------------------------- padded frames
+
+
+def test_padded_frames_content_never_matters(fill_variables):
+    _, first = padded(1.0)
+    model, variables = make(fill_variables)
+    outputs = [apply(model, variables, *x)["logits"] for x in (first, padded(-3.0)[1])]
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+
+
+def test_published_padded_frames_take_part_in_attention(fill_variables):
+    _, long = padded(1.0)
+    model, variables = make(fill_variables)
+    corrected = models.get_model("pcmanet", **SMALL, mask_padded_frames=True)
+    ours, without = (apply(m, variables, *long)["logits"][:, :2] for m in (model, corrected))
+    assert float(jnp.abs(ours - without).max()) > 1e-2
+
+
+def test_corrected_padded_frames_change_no_logit(fill_variables):
+    short, long = padded(1.0)
+    model, variables = make(fill_variables, mask_padded_frames=True)
+    ours, expected = apply(model, variables, *long), apply(model, variables, *short)
+    np.testing.assert_allclose(ours["logits"][:, :2], expected["logits"], atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(ours["kept"], expected["kept"], atol=1e-6)
+
+
+def test_a_clip_without_frames_stays_finite(fill_variables):
+    frames, log_mel = small_inputs(b=2, t=4)
+    model, variables = make(fill_variables, mask_padded_frames=True)
+    mask = jnp.array([[True] * 4, [False] * 4])
+    assert np.isfinite(apply(model, variables, frames, log_mel, mask)["logits"]).all()
 
 
 # ---------------------------------------------------------------- parameters
@@ -395,198 +366,3 @@ def test_unused_parameters_are_those_of_the_published_manifest():
             if re.fullmatch(pattern, name) and name.endswith(("weight", "bias"))
         ]
         assert sum(sizes) == count
-
-
-@functools.cache
-def compiled_gradient(model):
-    def total(params, statistics, frames, log_mel):
-        outputs = model.apply({"params": params, "batch_stats": statistics}, frames, log_mel)
-        target = jnp.arange(outputs["logits"].size).reshape(outputs["logits"].shape[:-1]) % 3 == 0
-        entropies = (
-            losses.bce_with_logits(x[..., 0], target.astype(jnp.float32))
-            for x in outputs["outputs"]
-        )
-        return sum(x.sum() for x in entropies)
-
-    return jax.jit(jax.grad(total), compiler_options=QUICK)
-
-
-def gradient_of(model, variables, frames, log_mel):
-    """Of binary cross-entropies of the four outputs against stripes, in evaluation mode."""
-    gradient = compiled_gradient(model)
-    return gradient(variables["params"], variables["batch_stats"], frames, log_mel)
-
-
-def without_gradient(gradient):
-    flat = traverse_util.flatten_dict(gradient, sep="/")
-    return {name for name, x in flat.items() if not np.any(x)}
-
-
-# What the published code never teaches (evaluation mode: biases in front of BatchNorm do learn).
-CUT = {f"qsca{k}/audio_fc/{leaf}" for k in (1, 2, 3) for leaf in ("kernel", "bias")}
-CUT |= {f"qsca{k}/attention/norm/{leaf}" for k in (1, 2, 3) for leaf in ("scale", "bias")}
-CUT |= {
-    f"qsca{k}/attention/{name}/kernel"
-    for k in (1, 2, 3)
-    for name in ("v_to_q", "v_to_kv", "a_to_qkv")
-}
-CUT |= {"qsca4/attention/v_to_kv/kernel"}  # its only way on is the audio token
-CORRECTED_CUT = {"qsca1/attention/v_to_kv/kernel"}  # no stage is left to hear stage 1's token
-
-
-def test_every_published_parameter_learns_but_the_named_ones(fill_variables):
-    inputs = small_inputs(t=2)
-    model, variables = make(fill_variables, *inputs, seed=1)
-    silent = without_gradient(gradient_of(model, variables, *inputs))
-    frozen = {name for name in silent if name.startswith("audio_backbone/")}
-    assert silent - frozen == CUT
-
-
-def test_every_corrected_parameter_learns_but_one(fill_variables):
-    inputs = small_inputs(t=2)
-    model, variables = make(fill_variables, *inputs, seed=1, freeze_audio=False, **CORRECTED)
-    assert without_gradient(gradient_of(model, variables, *inputs)) == CORRECTED_CUT
-
-
-def test_frozen_sound_backbone_gets_no_gradient(fill_variables):
-    inputs = small_inputs(t=2)
-    gradient = gradient_of(*make(fill_variables, *inputs), *inputs)
-    assert not any(np.any(x) for x in jax.tree.leaves(gradient["audio_backbone"]))
-
-
-def test_frozen_sound_backbone_keeps_its_statistics(fill_variables):
-    inputs = small_inputs()
-    model, variables = make(fill_variables, *inputs, num_tags=4, num_semantic=4)
-    _, new = train(model, variables, *inputs)
-    before = variables["batch_stats"]["audio_backbone"]
-    jax.tree.map(np.testing.assert_array_equal, before, new["audio_backbone"])
-
-
-# ---------------------------------------------------------------- padded frames
-
-
-def padded(value, t=2):
-    """A clip of t frames, and the same with two frames of anything behind it."""
-    frames, log_mel = small_inputs(b=2, t=t)
-    extra = [jnp.full((2, 2, *x.shape[2:]), value) for x in (frames, log_mel)]
-    long = [jnp.concatenate(pair, axis=1) for pair in zip((frames, log_mel), extra, strict=True)]
-    mask = jnp.arange(t + 2)[None] < jnp.full((2, 1), t)
-    return (frames, log_mel), (*long, mask)
-
-
-def test_padded_frames_content_never_matters(fill_variables):
-    (frames, log_mel), first = padded(1.0)
-    model, variables = make(fill_variables, frames, log_mel)
-    outputs = [apply(model, variables, *x)["logits"] for x in (first, padded(-3.0)[1])]
-    np.testing.assert_allclose(*outputs, atol=1e-4)
-
-
-def test_published_padded_frames_take_part_in_attention(fill_variables):
-    _, long = padded(1.0)
-    model, variables = make(fill_variables, *long)
-    corrected = models.get_model("pcmanet", **SMALL, mask_padded_frames=True)
-    ours, without = (apply(m, variables, *long)["logits"][:, :2] for m in (model, corrected))
-    assert float(jnp.abs(ours - without).max()) > 1e-2
-
-
-def test_corrected_padded_frames_change_no_logit(fill_variables):
-    short, long = padded(1.0)
-    model, variables = make(fill_variables, *short, mask_padded_frames=True)
-    ours, expected = apply(model, variables, *long), apply(model, variables, *short)
-    np.testing.assert_allclose(ours["logits"][:, :2], expected["logits"], atol=2e-3, rtol=1e-3)
-    np.testing.assert_allclose(ours["kept"], expected["kept"], atol=1e-6)
-
-
-@pytest.mark.parametrize("remat", [False, True])
-def test_corrected_padded_frames_enter_no_statistics(fill_variables, remat):
-    short, long = padded(1.0)
-    fields = {"mask_padded_frames": True, "freeze_audio": False}
-    model, variables = make(fill_variables, *short, **fields)
-    _, expected = train(model, variables, *short)
-    _, ours = train(models.get_model("pcmanet", **SMALL, **fields, remat=remat), variables, *long)
-    for x, y in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-
-
-def test_a_clip_without_frames_stays_finite(fill_variables):
-    frames, log_mel = small_inputs(b=2, t=4)
-    model, variables = make(fill_variables, frames, log_mel, mask_padded_frames=True)
-    mask = jnp.array([[True] * 4, [False] * 4])
-    assert np.isfinite(apply(model, variables, frames, log_mel, mask)["logits"]).all()
-
-
-# ---------------------------------------------------------------- losses
-
-
-def make_batch(label, label_mask=None):
-    shape = label.shape[:2]
-    label_mask = np.ones(shape, bool) if label_mask is None else label_mask
-    batch = {"label": label, "label_mask": label_mask, "frame_mask": np.ones(shape, bool)}
-    return jax.tree.map(jnp.asarray, batch)
-
-
-def fake_outputs(k, b=2, t=3, size=8, seed=0):
-    logits = np.random.default_rng(seed).normal(size=(4, b, t, size, size, k)).astype(np.float32)
-    outputs = tuple(jnp.asarray(x) for x in logits)
-    return {"outputs": outputs, "logits": outputs[0], "kept": jnp.array([0.5, 0.4, 0.3])}
-
-
-def test_binary_loss_is_clamped_entropy_and_soft_iou_summed_over_four_outputs():
-    outputs = fake_outputs(1)
-    label = np.random.default_rng(1).integers(0, 5, (2, 3, 8, 8)).astype(np.int32)
-    total, parts = pcmanet.loss(outputs, make_batch(label))
-    expected = []
-    for logits in outputs["outputs"]:
-        p, y = 1 / (1 + np.exp(-np.float64(logits[..., 0]))), label > 0
-        entropy = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
-        inter, both = (p * y).sum((2, 3)), (p + y).sum((2, 3))
-        expected.append(entropy + (1 - (inter + 1) / (both - inter + 1)).mean())
-    np.testing.assert_allclose([parts[f"output{i}"] for i in (1, 2, 3, 4)], expected, rtol=1e-5)
-    np.testing.assert_allclose(total, sum(expected), rtol=1e-5)
-
-
-def test_only_labelled_frames_count():
-    label = np.ones((2, 3, 8, 8), np.int32)
-    first = np.arange(3) == np.zeros((2, 1))
-    outputs = fake_outputs(1)
-    total, _ = pcmanet.loss(outputs, make_batch(label, first))
-    outputs["outputs"] = tuple(x.at[:, 1:].set(50.0) for x in outputs["outputs"])
-    assert pcmanet.loss(outputs, make_batch(label, first))[0] == total
-
-
-def test_loss_with_classes_is_cross_entropy_over_labelled_frames():
-    outputs = fake_outputs(5)
-    label = np.random.default_rng(1).integers(0, 5, (2, 3, 8, 8)).astype(np.int32)
-    mask = np.array([[True, False, False], [True, True, True]])
-    total, _ = pcmanet.loss(outputs, make_batch(label, mask))
-    expected = 0.0
-    for logits in outputs["outputs"]:
-        log_p = jax.nn.log_softmax(logits)
-        right = np.take_along_axis(np.asarray(log_p), label[..., None], axis=-1)[..., 0]
-        expected += -right.mean((2, 3))[mask].mean()
-    np.testing.assert_allclose(total, expected, rtol=1e-5)
-
-
-def test_stage_weights_weigh_the_outputs():
-    outputs, batch = fake_outputs(1), make_batch(np.ones((2, 3, 8, 8), np.int32))
-    total, parts = pcmanet.loss(outputs, batch, stage_weights=(0.0, 0.0, 2.0, 0.0))
-    np.testing.assert_allclose(total, 2 * parts["output3"], rtol=1e-6)
-
-
-def test_shares_of_kept_tokens_are_logged():
-    _, parts = pcmanet.loss(fake_outputs(1), make_batch(np.ones((2, 3, 8, 8), np.int32)))
-    assert [round(float(parts[f"kept{k}"]), 6) for k in (4, 3, 2)] == [0.5, 0.4, 0.3]
-
-
-def test_auxiliary_heads_speak_in_training_only(fill_variables):
-    inputs = small_inputs()
-    model, variables = make(fill_variables, *inputs, num_tags=4, num_semantic=4)
-    outputs, _ = train(model, variables, *inputs)
-    assert outputs["tags"].shape == (1, 3, 4) and outputs["semantic"].shape == (1, 3, 8, 8, 4)
-    label = np.random.default_rng(1).integers(0, 5, (1, 3, 64, 64)).astype(np.int32)
-    base, parts = pcmanet.loss(outputs, make_batch(label))
-    total, _ = pcmanet.loss(outputs, make_batch(label), tag_weight=2.0, semantic_weight=0.5)
-    np.testing.assert_allclose(
-        total, base + 2.0 * parts["tags"] + 0.5 * parts["semantic"], rtol=1e-5
-    )
-    assert "tags" not in apply(model, variables, *inputs)
