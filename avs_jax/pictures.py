@@ -1,23 +1,32 @@
-"""Pictures of a trained model: strips of clips and the learning curve.
+"""Pictures of a trained model: strips of clips, what goes on inside, and the learning curve.
 
     python -m avs_jax.pictures --checkpoint WORKDIR --split test --count 4
 
 Writes WORKDIR/strips/*.png, a clip each (frames, truth, prediction and the sound that the model
 hears, time to the right), WORKDIR/strips.png with all of them, and WORKDIR/learning_curve.png.
+Beside the strips, of the same clips:
+
+    pcmanet    WORKDIR/confidence: what each stage has made up its mind about, and what it asks on
+    catr       WORKDIR/listening: where the query that answers for a frame looks, and the masks when
+               the model hears the clip's own sound, another clip's, or nothing
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from avs_jax import errors, sharding, visualize
-from avs_jax.checkpoint import open_model
-from avs_jax.data import open_split, transforms
+from avs_jax import curves, errors, sharding, visualize
+from avs_jax.backbones import get_normalization
+from avs_jax.checkpoint import Loaded, open_model
+from avs_jax.data import SAMPLE_RATE, open_split, transforms
 from avs_jax.logs import quiet_libraries
-from avs_jax.predict import find_class_names, make_forward
+from avs_jax.models import catr, model_inputs
+from avs_jax.predict import find_class_names
+from avs_jax.types import PyTree
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,40 +54,144 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise errors.BadValueError(
             f"--count={args.count}: wanted 1 to {len(source)}, the clips of {args.split}."
         )
-    forward = make_forward(loaded)
-    names = find_class_names(loaded)
+    network = Network(loaded)
     fit = transforms.Resize(data.size)
-    strips = []
+    kinds = {"strips": draw_strip} | INSIDE.get(loaded.config.model.name, {})
+    pictures = {kind: [] for kind in kinds}
     # Spread over the split: neighbours in a data set are often alike.
     for i in np.linspace(0, len(source), args.count, endpoint=False).astype(int):
         clip = fit.map(source[int(i)])
-        prediction = predict_ids(forward, clip)
-        seconds = int(clip["frame_mask"].sum())
-        strip = visualize.strip(
-            clip["frames"][:seconds],
-            clip["label"][:seconds],
-            prediction[:seconds],
-            clip["waveform"][: 16_000 * seconds],
-            class_names=names,
-            binary=names is None,
-        )
-        strips.append(strip)
-        visualize.write_png(output / "strips" / f"{clip['id'].replace('/', '_')}.png", strip)
-    visualize.write_png(output / "strips.png", visualize.contact_sheet(strips))
-    print(f"strips    {output / 'strips'} ({len(strips)} clips), together {output / 'strips.png'}")
+        other = fit.map(source[(int(i) + len(source) // 2) % len(source)])
+        shown = Shown(clip, other, network(clip))
+        for kind, draw in kinds.items():
+            pictures[kind].append(draw(network, shown))
+            path = output / kind / f"{clip['id'].replace('/', '_')}.png"
+            visualize.write_png(path, pictures[kind][-1])
+    for kind, drawn in pictures.items():
+        together = output / f"{kind}.png"
+        visualize.write_png(together, visualize.contact_sheet(drawn))
+        print(f"{kind:<10} {output / kind} ({len(drawn)} clips), together {together}")
 
     log = Path(args.checkpoint) / "metrics.jsonl"
     if log.exists():
-        visualize.learning_curve(log, output / "learning_curve.png")
-        print(f"curve     {output / 'learning_curve.png'}")
+        curves.learning_curve(log, output / "learning_curve.png")
+        print(f"{'curve':<10} {output / 'learning_curve.png'}")
 
 
-def predict_ids(forward, clip: dict) -> np.ndarray:
-    """Class ids i32[t h w] that the model gives to a clip; 0 or 1 where it has one class."""
-    batch = (clip[name][None] for name in ("frames", "waveform", "frame_mask"))
-    logits = np.asarray(jax.device_get(forward(*batch)))[0]
+class Network:
+    """A checkpoint's model, compiled once: a clip of the data set -> all it puts out for it."""
+
+    def __init__(self, loaded: Loaded):
+        data = loaded.config.data
+        normalization = get_normalization(loaded.config.model.backbone)
+
+        def inputs(batch):
+            pair = model_inputs(
+                batch["frames"], batch["waveform"], normalization, data.size, data.alignment
+            )
+            return *pair, batch["frame_mask"]
+
+        self.names = find_class_names(loaded)
+        self.model = loaded.model
+        self._variables = loaded.variables
+        self._outputs = jax.jit(lambda v, batch: loaded.model.apply(v, *inputs(batch)))
+        self._attention = jax.jit(
+            lambda v, batch: catr.query_attention(loaded.model, v, *inputs(batch))
+        )
+
+    def __call__(self, clip: dict, waveform: np.ndarray | None = None) -> PyTree:
+        """The model's outputs for one clip; `waveform`: what it hears instead of the clip's own."""
+        return self._run(self._outputs, clip, waveform)
+
+    def attention(self, clip: dict) -> PyTree:
+        """What `catr.query_attention` gives for one clip."""
+        return self._run(self._attention, clip)
+
+    def _run(self, function: Callable, clip: dict, waveform: np.ndarray | None = None) -> PyTree:
+        batch = {name: clip[name][None] for name in ("frames", "waveform", "frame_mask")}
+        if waveform is not None:
+            batch["waveform"] = waveform[None]
+        return jax.device_get(function(self._variables, batch))
+
+
+class Shown(NamedTuple):
+    """A clip in the pictures, another one whose sound it may be given, and its outputs."""
+
+    clip: dict
+    other: dict
+    outputs: PyTree
+
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Frames and truth of the seconds that exist."""
+        seconds = self.seconds
+        return self.clip["frames"][:seconds], self.clip["label"][:seconds]
+
+    @property
+    def seconds(self) -> int:
+        return int(self.clip["frame_mask"].sum())
+
+
+def predict_ids(logits: np.ndarray) -> np.ndarray:
+    """Logits f32[.. k] -> class ids i32[..]; 0 or 1 where there is one class."""
     ids = logits[..., 0] > 0 if logits.shape[-1] == 1 else logits.argmax(-1)
     return ids.astype(np.int32)
+
+
+def draw_strip(network: Network, shown: Shown) -> np.ndarray:
+    """What every model is shown by: frames, truth, prediction, sound."""
+    return visualize.strip(
+        *shown.known(),
+        predict_ids(shown.outputs["logits"][0])[: shown.seconds],
+        shown.clip["waveform"][: SAMPLE_RATE * shown.seconds],
+        class_names=network.names,
+        binary=network.names is None,
+    )
+
+
+def draw_confidence(network: Network, shown: Shown) -> np.ndarray:
+    """PCMANet: the answers of its stages and the masks that they hand on."""
+    stages = {k: f"stage {k}" for k in (4, 3, 2, 1)}  # coarse to fine
+    logits = dict(zip((1, 2, 3, 4), shown.outputs["stage_logits"], strict=True))
+    masks = dict(zip((4, 3, 2), shown.outputs["masks"], strict=True))
+    seconds = shown.seconds
+    return visualize.confidence_strip(
+        *shown.known(),
+        {name: predict_ids(logits[k][0])[:seconds] for k, name in stages.items()},
+        {stages[k]: mask[0, :seconds] for k, mask in masks.items()},
+        shown.clip["waveform"][: SAMPLE_RATE * seconds],
+        class_names=network.names,
+        binary=network.names is None,
+    )
+
+
+def draw_listening(network: Network, shown: Shown) -> np.ndarray:
+    """CATR: its chosen queries' attention, and what it marks when it hears something else."""
+    seconds = shown.seconds
+    weights, on_sound = (x[0, :seconds] for x in network.attention(shown.clip))
+    queries = shown.outputs["query"][0, :seconds]
+    notes = [f"query {query}" for query in queries]
+    if network.model.mode == "reference":  # in `paper` the memory of the decoder has no sound
+        notes = [f"{a}, {b:.0%} on sound" for a, b in zip(notes, on_sound, strict=True)]
+    own, other = shown.clip["waveform"], shown.other["waveform"]
+    heard = {}
+    for name, sound in {"own sound": own, "another clip's": other, "no sound": 0 * own}.items():
+        logits = network(shown.clip, sound)["logits"]
+        heard[name] = (predict_ids(logits[0])[:seconds], sound[: SAMPLE_RATE * seconds])
+    return visualize.listening_strip(
+        *shown.known(),
+        weights,
+        notes,
+        heard,
+        class_names=network.names,
+        binary=network.names is None,
+    )
+
+
+# model name -> {folder of the pictures: (network, clip) -> picture}
+INSIDE: dict[str, dict[str, Callable[[Network, Shown], np.ndarray]]] = {
+    "pcmanet": {"confidence": draw_confidence},
+    "catr": {"listening": draw_listening},
+}
 
 
 if __name__ == "__main__":

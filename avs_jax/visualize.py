@@ -1,11 +1,9 @@
-"""Pictures of what a model does: overlays, strips of frame, truth and prediction, learning curves.
+"""Pictures of what a model does: overlays, and strips of whole clips.
 
 Pictures are u8[h w 3] RGB arrays; `write_png` saves them.
 """
 
-import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +17,8 @@ from avs_jax.types import Bool, Float, Int, UInt8
 
 # Of binary masks. Rare in nature and in films, and bright on light and dark ground.
 BINARY_COLOURS = np.array([(0, 0, 0), (255, 40, 130)], np.uint8)
+ASKING = np.array((255, 190, 0), np.uint8)  # of what is uncertain; the palette has it for no class
 _PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (140, 140, 140)
-_NO_LOSS = {
-    f"train/{name}" for name in ("learning_rate", "clips_per_second", "seconds", "grad_norm")
-}
-_SCORE = re.compile(r"(?!train/).*/(miou|f_measure)(_mute|_swap)?")  # the log has finer ones
 _CELL = 144  # least width of a picture in a strip, pixels
 _GAP = 6
 
@@ -149,36 +144,153 @@ def strip(
 
     Under the prediction of each second stands its Jaccard index with the truth, over all sources.
     """
-    t, height, width = frames.shape[:3]
     if binary:
         truth = None if truth is None else np.minimum(truth, 1)
         prediction = np.minimum(prediction, 1)
-    scale = max(1.0, _CELL / width)
-    size = (round(width * scale), round(height * scale))
     colours = BINARY_COLOURS if binary else palette(256)
-    masks = {"frame": None, "truth": truth, "prediction": prediction}
-    if truth is None:
-        del masks["truth"]
-    rows, used = [], set()
-    for name, ids in masks.items():
-        cells = []
-        for k in range(t):
-            cell = cv2.resize(frames[k], size, interpolation=cv2.INTER_CUBIC)
-            if ids is not None:
-                mask = ids[k]
-                used |= set(np.unique(mask).tolist()) - {0}
-                mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-                cell = overlay(_dim(cell), mask, colours, alpha=0.75)
-            cells.append(cell)
-        rows.append((name, _beside(cells)))
+    rows = _frame_rows(frames, truth, colours)
+    width = rows[0][1][0].shape[1]
+    rows.append(("prediction", _paint(frames, prediction, colours)))
     if truth is not None:
-        rows.append(("", _write_scores(truth, prediction, size[0])))
+        rows.append(("", _write_scores(truth, prediction, width)))
     if waveform is not None:
-        rows.append(("sound", _beside(_draw_sound(waveform, t, size[0]))))
-    legend = None
-    if not binary and class_names is not None and used:
-        legend = [(class_names[i], colours[i]) for i in sorted(used)]
-    return _assemble(rows, t, size[0], legend)
+        rows.append(("sound", _draw_sound(waveform, len(frames), width)))
+    legend = None if binary else _name_classes((truth, prediction), class_names)
+    return _assemble(rows, legend)
+
+
+def confidence_strip(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    truth: Int[np.ndarray, "t h w"] | UInt8[np.ndarray, "t h w"] | None,
+    answers: dict[str, Int[np.ndarray, "t _ _"]],
+    uncertain: dict[str, Bool[np.ndarray, "t _ _"]],
+    waveform: Float[np.ndarray, "s"] | None = None,
+    class_names: Sequence[str] | None = None,
+    binary: bool = True,
+) -> UInt8[np.ndarray, "out_h out_w 3"]:
+    """What each stage of a network answers and where it is still uncertain: a row a stage.
+
+    Args:
+      truth: class ids, 0 = background; None leaves the row out.
+      answers: stage name -> class ids on the stage's own grid, coarse to fine.
+      uncertain: stage name -> True where the stage is uncertain, so that the next one asks again;
+        stages that are not there are all certain.
+      waveform, class_names, binary: see `strip`.
+
+    Beside each stage stands the share of its cells that is uncertain, over the clip; under each
+    second that of its frame.
+    """
+    if binary:
+        truth = None if truth is None else np.minimum(truth, 1)
+        answers = {name: np.minimum(ids, 1) for name, ids in answers.items()}
+    colours = BINARY_COLOURS if binary else palette(255)
+    asks = len(colours)
+    colours = np.concatenate([colours, ASKING[None]])
+    rows = _frame_rows(frames, truth, colours)
+    width = rows[0][1][0].shape[1]
+    for name, ids in answers.items():
+        label = f"{name}\n{ids.shape[1]} x {ids.shape[2]} cells"
+        asked = uncertain.get(name)
+        if asked is None:
+            rows.append((f"{label}\nanswers all", _paint(frames, ids, colours)))
+            continue
+        cells = _paint(frames, np.where(asked, asks, ids), colours)
+        rows.append((f"{label}\n{asked.mean():.0%} uncertain", cells))
+        shares = asked.mean((1, 2))
+        rows.append(("", _write([f"{share:.0%} uncertain" for share in shares], width)))
+    if waveform is not None:
+        rows.append(("sound", _draw_sound(waveform, len(frames), width)))
+    certain = [("certain: sounds", colours[1])] if binary else []
+    certain += _name_classes((truth, *answers.values()), class_names) if not binary else []
+    dark = ("certain: silent", np.array((70, 70, 70)))
+    return _assemble(rows, [("uncertain: asks on", ASKING), *certain, dark])
+
+
+def listening_strip(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    truth: Int[np.ndarray, "t h w"] | UInt8[np.ndarray, "t h w"] | None,
+    attention: Float[np.ndarray, "t y x"],
+    notes: Sequence[str],
+    heard: dict[str, tuple[Int[np.ndarray, "t h w"], Float[np.ndarray, "s"]]],
+    class_names: Sequence[str] | None = None,
+    binary: bool = True,
+) -> UInt8[np.ndarray, "out_h out_w 3"]:
+    """Where a network looks in a clip, and what it marks there when it hears other sounds.
+
+    Args:
+      truth: class ids, 0 = background, of the clip with its own sound; None leaves the row out.
+      attention: weights >= 0 of cells of any number, drawn as a share of the clip's greatest.
+      notes: what to write under the attention of each second.
+      heard: name of a sound -> (class ids that the network marks, waveform at 16 kHz).
+      class_names, binary: see `strip`.
+
+    Under the masks of a sound stands the marked share of each frame, and under it the sound.
+    """
+    if binary:
+        truth = None if truth is None else np.minimum(truth, 1)
+        heard = {name: (np.minimum(ids, 1), sound) for name, (ids, sound) in heard.items()}
+    colours = BINARY_COLOURS if binary else palette(256)
+    rows = _frame_rows(frames, truth, colours)
+    width = rows[0][1][0].shape[1]
+    rows += [("attention of\nthe query", _heat(frames, attention)), ("", _write(notes, width))]
+    for name, (ids, sound) in heard.items():
+        rows.append((f"marked with\n{name}", _paint(frames, ids, colours)))
+        rows.append(("", _write([f"{(mask > 0).mean():.0%} marked" for mask in ids], width)))
+        rows.append((name, _draw_sound(sound, len(frames), width, height=40)))
+    shades = _colour_map(np.array([[0, 128, 255]], np.uint8))[0]
+    names = ("no attention", "half of the most", "most attention")
+    legend = list(zip(names, shades, strict=True))
+    if binary:
+        legend.append(("sounds", colours[1]))
+    else:
+        legend += _name_classes((truth, *(ids for ids, _ in heard.values())), class_names)
+    return _assemble(rows, legend)
+
+
+def _name_classes(masks, class_names: Sequence[str] | None) -> list[tuple[str, np.ndarray]]:
+    """A legend of the classes in masks of class ids, if they have names."""
+    present = [np.unique(ids) for ids in masks if ids is not None]
+    used = sorted(set(np.concatenate(present).tolist()) - {0})
+    return [(class_names[i], palette(256)[i]) for i in used] if class_names is not None else []
+
+
+def _frame_rows(frames: np.ndarray, truth: np.ndarray | None, colours: np.ndarray) -> list:
+    """The first rows of every strip: the frames as they are, and the truth if it is known."""
+    rows = [("frame", [_enlarge(frame) for frame in frames])]
+    return rows if truth is None else [*rows, ("truth", _paint(frames, truth, colours))]
+
+
+def _enlarge(frame: np.ndarray) -> np.ndarray:
+    scale = max(1.0, _CELL / frame.shape[1])
+    size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
+
+
+def _paint(frames: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> list[np.ndarray]:
+    """A cell a second: masks of any size over the frame in grey."""
+    cells = []
+    for frame, mask in zip(frames, ids, strict=True):
+        ground = _dim(_enlarge(frame))
+        size = ground.shape[1::-1]
+        mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        cells.append(overlay(ground, mask, colours, alpha=0.75))
+    return cells
+
+
+def _heat(frames: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
+    """A cell a second: weights as colours over the frame in grey."""
+    levels = (weights / max(float(weights.max()), 1e-12) * 255).astype(np.uint8)
+    cells = []
+    for frame, level in zip(frames, levels, strict=True):
+        ground = _dim(_enlarge(frame))
+        level = cv2.resize(level, ground.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        cells.append(cv2.addWeighted(ground, 0.4, _colour_map(level), 0.6, 0))
+    return cells
+
+
+def _colour_map(levels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Black, violet, red, yellow, in the order of brightness."""
+    return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1])
 
 
 def _dim(frame: np.ndarray) -> np.ndarray:
@@ -193,58 +305,81 @@ def _beside(cells: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts[1:], axis=1)
 
 
-def _write_scores(truth: np.ndarray, prediction: np.ndarray, width: int) -> np.ndarray:
+def _write_scores(truth: np.ndarray, prediction: np.ndarray, width: int) -> list[np.ndarray]:
     """J of each second over all that sounds or is marked, a wrong class being wrong."""
-    font = ImageFont.load_default(13)
-    cells = []
+    texts = []
     for a, b in zip(truth, prediction, strict=True):
         union = int(((a > 0) | (b > 0)).sum())
-        text = f"J {((a == b) & (a > 0)).sum() / union:.2f}" if union else "nothing, rightly"
+        texts.append(f"J {((a == b) & (a > 0)).sum() / union:.2f}" if union else "nothing, rightly")
+    return _write(texts, width)
+
+
+def _write(texts: Sequence[str], width: int) -> list[np.ndarray]:
+    """A line of text for each second."""
+    cells = []
+    for text in texts:
         cell = Image.new("RGB", (width, 18), _PAPER)
+        font = ImageFont.load_default(13)
         ImageDraw.Draw(cell).text((width / 2, 8), text, _INK, font, anchor="mm")
         cells.append(np.array(cell))
-    return _beside(cells)
+    return cells
 
 
-def _draw_sound(waveform: np.ndarray, t: int, width: int) -> list[np.ndarray]:
-    """For each second its log-mel patch, low tones below, and under it the waveform."""
-    waveform = waveform[: t * audio.SAMPLE_RATE]
-    waveform = np.pad(waveform, (0, t * audio.SAMPLE_RATE - len(waveform)))
-    log_mel = audio.log_mel(jnp.asarray(waveform), num_patches=t, alignment="second")
-    log_mel = np.asarray(log_mel)
+def draw_spectrogram(
+    waveform: Float[np.ndarray, "s"], seconds: int, height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """The log-mel picture that the models hear: time to the right, 125 to 7500 Hz upwards.
+
+    Args:
+      waveform: 16 kHz; cut or filled with silence to so many `seconds`, each of which gets the same
+        share of the `width`.
+    """
+    waveform = waveform[: seconds * audio.SAMPLE_RATE]
+    waveform = np.pad(waveform, (0, seconds * audio.SAMPLE_RATE - len(waveform)))
+    patches = audio.log_mel(jnp.asarray(waveform), num_patches=seconds, alignment="second")
+    log_mel = np.asarray(patches).reshape(-1, audio.NUM_BANDS)
     low, high = np.log(audio.LOG_OFFSET), max(1.0, float(log_mel.max()))
     levels = ((log_mel - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+    return _colour_map(cv2.resize(levels.T[::-1], (width, height), interpolation=cv2.INTER_AREA))
+
+
+def _draw_sound(waveform: np.ndarray, t: int, width: int, height: int = 64) -> list[np.ndarray]:
+    """For each second what the models hear, `height` pixels, and under it the waveform."""
+    picture = draw_spectrogram(waveform, t, height, t * width)
+    waveform = np.pad(waveform, (0, max(0, t * audio.SAMPLE_RATE - len(waveform))))
     peak = max(float(np.abs(waveform).max()), 1e-3)
     cells = []
     for k in range(t):
-        patch = cv2.resize(levels[k].T[::-1], (width, 64), interpolation=cv2.INTER_AREA)
-        patch = cv2.applyColorMap(patch, cv2.COLORMAP_INFERNO)[..., ::-1]
         second = waveform[k * audio.SAMPLE_RATE : (k + 1) * audio.SAMPLE_RATE]
         columns = np.array_split(second / peak, width)
         curve = np.full((33, width, 3), 255, np.uint8)
         for x, column in enumerate(columns):
             top, bottom = (round(16 - 15 * float(v)) for v in (column.max(), column.min()))
             curve[top : bottom + 1, x] = (70, 90, 160)
-        cells.append(np.concatenate([patch, curve]))
+        cells.append(np.concatenate([picture[:, k * width : (k + 1) * width], curve]))
     return cells
 
 
-def _assemble(rows, t: int, width: int, legend) -> np.ndarray:
-    """Rows with their names at the left and the seconds above."""
+def _assemble(rows: list[tuple[str, list]], legend: list | None) -> np.ndarray:
+    """Rows of a cell a second, with their names at the left, the seconds above, and a legend."""
     font = ImageFont.load_default(14)
-    margin, top = 88, 24
-    height = top + sum(row.shape[0] + _GAP for _, row in rows)
+    lines = [line for name, _ in rows for line in name.split("\n")]
+    top, margin = 24, 20 + round(max(font.getlength(line) for line in lines))
+    rows = [(name, _beside(cells), len(cells)) for name, cells in rows]
+    height = top + sum(row.shape[0] + _GAP for _, row, _ in rows)
     box = _draw_legend(legend, 12) if legend else np.zeros((0, 0, 3), np.uint8)
     total = margin + rows[0][1].shape[1] + _GAP + (box.shape[1] + _GAP if legend else 0)
     sheet = Image.new("RGB", (total, max(height, top + len(box) + _GAP)), _PAPER)
     draw = ImageDraw.Draw(sheet)
+    _, first, t = rows[0]
     for k in range(t):
-        x = margin + k * (width + _GAP)
-        draw.text((x + width / 2, top / 2), f"second {k}", _FAINT, font, anchor="mm")
+        x = margin + (k + 0.5) * (first.shape[1] + _GAP) / t - _GAP / 2
+        draw.text((x, top / 2), f"second {k}", _FAINT, font, anchor="mm")
     y = top
-    for name, row in rows:
+    for name, row, _ in rows:
         sheet.paste(Image.fromarray(np.ascontiguousarray(row)), (margin, y))
-        draw.text((margin - 10, y + row.shape[0] / 2), name, _INK, font, anchor="rm")
+        middle = (margin - 10, y + row.shape[0] / 2)
+        draw.text(middle, name, _INK, font, anchor="rm", align="right")
         y += row.shape[0] + _GAP
     if legend:
         sheet.paste(Image.fromarray(box), (total - box.shape[1] - _GAP, top))
@@ -278,103 +413,3 @@ def write_png(path: str | os.PathLike, picture: UInt8[np.ndarray, "h w *c"]) -> 
     """Saves a picture (RGB) or a mask (one channel, mode L); its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path, compress_level=1)
-
-
-def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
-    """Draws a run's log: the losses above, the validation scores below, over steps and minutes.
-
-    Args:
-      log: JSON lines, {"step": n, "train/loss": x, ...} and {"step": n, "validation/miou": x, ...};
-        a line that is cut off is left out.
-      picture: the PNG to write.
-
-    Raises:
-      NotFoundError: no such log.
-      BadValueError: the log holds no train/loss and no score.
-    """
-    curves = _read_curves(log)
-    losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in _NO_LOSS}
-    scores = {n: c for n, c in curves.items() if _SCORE.fullmatch(n)}
-    if not losses and not scores:
-        raise errors.BadValueError(
-            f"{str(log)!r} holds no train/loss and no score; wanted a run's metrics.jsonl."
-        )
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 0.5 s, for this alone
-    from matplotlib.figure import Figure
-
-    panels = [p for p in (("loss", losses), ("validation", scores)) if p[1]]
-    figure = Figure(figsize=(7, 0.6 + 2.6 * len(panels)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (title, group) in zip(axes, panels, strict=True):
-        _draw_panel(axis, title, group)
-    axes[-1].set_xlabel("step")
-    _add_minutes(axes[0], curves.get("train/seconds"))
-    Path(picture).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, metadata={"Software": None})
-
-
-def _read_curves(log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> (steps, values)."""
-    if not os.path.exists(log):
-        raise errors.NotFoundError(f"no log {str(log)!r}; a run writes WORKDIR/metrics.jsonl.")
-    points: dict[str, dict[int, float]] = {}
-    for line in Path(log).read_text().splitlines():
-        try:
-            record = json.loads(line)
-            step = record.pop("step")
-        except (ValueError, KeyError, AttributeError):  # the last line of a killed run
-            continue
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                points.setdefault(name, {})[step] = value
-    return {
-        name: (np.array(sorted(series)), np.array([series[s] for s in sorted(series)], float))
-        for name, series in points.items()
-    }
-
-
-def _draw_panel(axis, title: str, group: dict) -> None:
-    """Curves of one kind: losses by their points, faintly, and running mean; scores as they are."""
-    for name, (steps, values) in sorted(group.items(), key=lambda item: not _is_main(item[0])):
-        style = {"label": name.removeprefix("train/"), "lw": 1.8 if _is_main(name) else 1.1}
-        if title == "loss" and len(steps) > 50:
-            (line,) = axis.plot(steps, _running_mean(values, len(steps) // 40), **style)
-            axis.plot(steps, values, color=line.get_color(), alpha=0.2, lw=0.8)
-        else:
-            axis.plot(steps, values, marker="o" if title != "loss" else None, ms=3, **style)
-        if title != "loss" and _is_main(name):
-            best = int(values.argmax())
-            place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
-            axis.annotate(f"{values[best]:.3f}", (steps[best], values[best]), fontsize=8, **place)
-    axis.set_ylabel(title)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
-    axis.margins(y=0.12)
-    axis.set_ylim(bottom=0)
-
-
-def _is_main(name: str) -> bool:
-    return name == "train/loss" or name.endswith("/miou")
-
-
-def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
-    """Mean over `half` values on either side, fewer at the ends."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    low = np.maximum(np.arange(len(values)) - half, 0)
-    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
-    return (total[high] - total[low]) / (high - low)
-
-
-def _add_minutes(axis, seconds: tuple[np.ndarray, np.ndarray] | None) -> None:
-    """A second scale on top, where the log tells it: after how many minutes of training."""
-    if seconds is None or len(seconds[0]) < 2:
-        return
-    steps, minutes = seconds[0], seconds[1] / 60
-    places = np.linspace(steps[0], steps[-1], 6)
-    scale = axis.twiny()
-    scale.set_xlim(axis.get_xlim())
-    scale.set_xticks(places, [f"{m:.1f}" for m in np.interp(places, steps, minutes)], fontsize=8)
-    scale.set_xlabel("minutes of training", fontsize=8)
-    scale.spines[["right"]].set_visible(False)

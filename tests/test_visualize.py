@@ -1,7 +1,5 @@
 """Pictures: what is painted where, and that every kind is made."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -117,6 +115,108 @@ def test_strip_takes_a_sound_that_is_too_short():
     assert example_strip(waveform=np.ones(20_000, np.float32)).any()
 
 
+GREY = np.full((2, 48, 48, 3), 100, np.uint8)  # drawn 144 x 144; in rows of masks it is 60
+CELL, GAP, TOP = 144, 6, 24
+
+
+def colour_at(picture, y, second, row, column, grid=2):
+    """The pixel in the middle of a cell of a `grid` x `grid` mask, in a row that starts at `y`."""
+    left = np.flatnonzero((picture[TOP + 5] == 100).all(-1))[0]
+    place = [round((k + 0.5) * CELL / grid) for k in (row, column)]
+    return picture[y + place[0], left + second * (CELL + GAP) + place[1]].astype(int)
+
+
+def tint(colour):
+    return 0.25 * 60 + 0.75 * np.asarray(colour, float)
+
+
+def test_confidence_strip_paints_certain_and_uncertain_cells():
+    answers = np.zeros((2, 2, 2), np.int32)
+    answers[0, 0, 0] = 3
+    uncertain = np.zeros((2, 2, 2), bool)
+    uncertain[0, 1, 1] = uncertain[1, 0, 1] = True
+    picture = visualize.confidence_strip(GREY, None, {"coarse": answers}, {"coarse": uncertain})
+    y = TOP + CELL + GAP
+    pink = visualize.BINARY_COLOURS[1]
+    np.testing.assert_allclose(colour_at(picture, y, 0, 0, 0), tint(pink), atol=1)
+    np.testing.assert_allclose(colour_at(picture, y, 0, 1, 1), tint(visualize.ASKING), atol=1)
+    np.testing.assert_allclose(colour_at(picture, y, 1, 0, 1), tint(visualize.ASKING), atol=1)
+    for second, row, column in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1)):
+        assert (colour_at(picture, y, second, row, column) == 60).all()
+
+
+def test_confidence_strip_writes_the_share_that_is_uncertain(monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        visualize, "_write", lambda texts, width: written.append(texts) or [GREY[0]] * len(texts)
+    )
+    uncertain = np.zeros((2, 2, 2), bool)
+    uncertain[1, 0] = True
+    answers = {"a": np.zeros((2, 2, 2), np.int32), "b": np.zeros((2, 4, 4), np.int32)}
+    visualize.confidence_strip(GREY, None, answers, {"a": uncertain})
+    assert written == [["0% uncertain", "50% uncertain"]]
+
+
+def test_confidence_strip_gives_classes_their_colours():
+    answers = np.full((2, 2, 2), 4, np.int32)
+    names = ["-", "dog", "cat", "cow", "ant"]
+    picture = visualize.confidence_strip(
+        GREY, None, {"stage": answers}, {}, class_names=names, binary=False
+    )
+    y = TOP + CELL + GAP
+    np.testing.assert_allclose(colour_at(picture, y, 1, 1, 0), tint(PALETTE[4]), atol=1)
+
+
+def listen(attention, **heard):
+    heard = {name: (ids, np.zeros(32_000, np.float32)) for name, ids in heard.items()}
+    return visualize.listening_strip(GREY, None, attention, ["query 1", "query 2"], heard)
+
+
+def test_listening_strip_is_brightest_where_the_query_looks():
+    attention = np.zeros((2, 2, 2), np.float32)
+    attention[0, 0, 1], attention[1, 1, 0] = 0.02, 0.01
+    picture = listen(attention, own=np.zeros((2, 48, 48), np.int32))
+    light = [
+        [[colour_at(picture, TOP + CELL + GAP, k, i, j).sum() for j in (0, 1)] for i in (0, 1)]
+        for k in (0, 1)
+    ]
+    most, half = light[0][0][1], light[1][1][0]
+    least = [light[0][0][0], light[0][1][0], light[0][1][1], light[1][0][0], light[1][0][1]]
+    assert most > half + 60 > max(least) + 120
+
+
+def test_listening_strip_shows_the_masks_of_each_sound_in_their_order():
+    own, silent = np.zeros((2, 2, 48, 48), np.int32)
+    own[1, :24, :24] = 1
+    picture = listen(np.ones((2, 2, 2), np.float32), own=own, silent=silent)
+    first = TOP + 2 * (CELL + GAP) + 18 + GAP  # under the frames, the attention and its notes
+    second = first + CELL + GAP + 18 + GAP + 40 + 33 + GAP  # under the masks, shares and the sound
+    pink = tint(visualize.BINARY_COLOURS[1])
+    np.testing.assert_allclose(colour_at(picture, first, 1, 0, 0), pink, atol=1)
+    assert (colour_at(picture, first, 0, 0, 0) == 60).all()
+    assert (colour_at(picture, second, 1, 0, 0) == 60).all()
+
+
+def tone(frequency):
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(16_000) / 16_000).astype(np.float32)
+
+
+def test_spectrogram_shows_a_sound_in_its_second():
+    waveform = np.concatenate([np.zeros(16_000, np.float32), tone(1000), 0 * tone(1)])
+    picture = visualize.draw_spectrogram(waveform, 3, 32, 120).astype(int)
+    loud = picture.sum(-1).max(0)  # of each column
+    assert loud[42:78].min() > 300 > 100 > loud[:38].max()
+    assert loud[82:].max() < 100
+
+
+def test_spectrogram_has_high_tones_above_low_ones():
+    rows = []
+    for frequency in (300, 1500, 6000):
+        picture = visualize.draw_spectrogram(tone(frequency), 1, 64, 40)
+        rows.append(int(picture.astype(int).sum(-1).mean(1).argmax()))
+    assert rows[0] > rows[1] + 10 > rows[2] + 20
+
+
 def test_contact_sheet_is_a_grid():
     pictures = [np.full((h, w, 3), 10, np.uint8) for h, w in ((10, 20), (30, 15), (5, 5))]
     sheet = visualize.contact_sheet(pictures, columns=2, gap=4)
@@ -136,36 +236,3 @@ def test_png_comes_back_as_it_was(tmp_path, shape):
     with Image.open(tmp_path / "new" / "a.png") as image:
         assert image.mode == ("RGB" if len(shape) == 3 else "L")
         np.testing.assert_array_equal(np.asarray(image), picture)
-
-
-def write_log(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
-    return path
-
-
-@pytest.mark.parametrize("count", [1, 2, 200])
-def test_learning_curve_is_drawn_of_short_and_long_runs(tmp_path, count):
-    lines = [
-        {"step": s, "time": 1.0, "train/loss": 1 / (s + 1), "train/seconds": 2.0 * s}
-        for s in range(count)
-    ] + [{"step": count, "validation/miou": 0.5}]
-    visualize.learning_curve(write_log(tmp_path / "log.jsonl", lines), tmp_path / "x" / "curve.png")
-    with Image.open(tmp_path / "x" / "curve.png") as image:
-        assert min(image.size) > 400
-
-
-def test_learning_curve_without_validation_has_one_panel(tmp_path):
-    log = write_log(tmp_path / "log.jsonl", [{"step": s, "train/loss": 1.0} for s in range(3)])
-    visualize.learning_curve(log, tmp_path / "curve.png")
-    with Image.open(tmp_path / "curve.png") as image:
-        assert image.size[0] > image.size[1]
-
-
-def test_learning_curve_of_no_log_is_an_error(tmp_path):
-    with pytest.raises(errors.NotFoundError, match=r"no log .*none\.jsonl"):
-        visualize.learning_curve(tmp_path / "none.jsonl", tmp_path / "curve.png")
-
-
-def test_learning_curve_of_an_empty_log_is_an_error(tmp_path):
-    with pytest.raises(errors.BadValueError, match="holds no train/loss"):
-        visualize.learning_curve(write_log(tmp_path / "log.jsonl", []), tmp_path / "curve.png")

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from avs_jax import visualize
 from avs_jax.data import scenes, shapes
-from avs_jax.types import Float, UInt8
+from avs_jax.types import UInt8
 
 _SIDE = 120  # pixels of a picture on the sheet
 _GAP = 4
@@ -26,23 +27,6 @@ def class_colours() -> UInt8[np.ndarray, "k 3"]:
             colorsys.hsv_to_rgb(look.hue, 0.9 - 0.45 * (kind % 2), 0.75 + 0.25 * (kind % 2))
         )
     return (np.array(colours) * 255).astype(np.uint8)
-
-
-def draw_spectrogram(
-    waveform: Float[np.ndarray, "s"], height: int, width: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Time to the right, 60 to 8000 Hz upwards in equal steps of pitch, brightness in decibels."""
-    window = 1024
-    starts = np.linspace(0, len(waveform) - window, width).astype(int)
-    pieces = waveform[starts[:, None] + np.arange(window)] * np.hanning(window)
-    power = np.abs(np.fft.rfft(pieces)) ** 2
-    rows = np.geomspace(60, 7900, height + 1) / 16000 * window
-    low = rows[:-1].astype(int)
-    high = np.maximum(low + 1, np.ceil(rows[1:]).astype(int))
-    bands = np.stack([power[:, a:b].max(1) for a, b in zip(low, high, strict=True)])
-    decibels = 10 * np.log10(bands + 1e-5)
-    bright = np.clip((decibels + 15) / 50, 0, 1)[::-1]
-    return cv2.applyColorMap((bright * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
 
 
 def _draw_truth(frame, label, objects) -> np.ndarray:
@@ -66,7 +50,8 @@ def _clip_rows(plan: scenes.Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     seen = np.full((_SIDE, width, 3), 255, np.uint8)
     truth = seen.copy()
     heard = np.full((_SOUND_HEIGHT, width, 3), 255, np.uint8)
-    sound = draw_spectrogram(clip.waveform / np.float32(32768), _SOUND_HEIGHT, plan.seconds * _SIDE)
+    waveform = clip.waveform / np.float32(32768)
+    sound = visualize.draw_spectrogram(waveform, plan.seconds, _SOUND_HEIGHT, plan.seconds * _SIDE)
     for k in range(plan.seconds):
         columns = slice(k * step, k * step + _SIDE)
         seen[:, columns] = clip.frames[k]

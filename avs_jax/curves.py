@@ -1,0 +1,115 @@
+"""Learning curves of a run, drawn from its log."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from avs_jax import errors
+
+_NO_LOSS = {
+    f"train/{name}" for name in ("learning_rate", "clips_per_second", "seconds", "grad_norm")
+}
+_SCORE = re.compile(r"(?!train/).*/(miou|f_measure)(_mute|_swap)?")  # the log has finer ones
+
+
+def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
+    """Draws a run's log: the losses above, the validation scores below, over steps and minutes.
+
+    Args:
+      log: JSON lines, {"step": n, "train/loss": x, ...} and {"step": n, "validation/miou": x, ...};
+        a line that is cut off is left out.
+      picture: the PNG to write.
+
+    Raises:
+      NotFoundError: no such log.
+      BadValueError: the log holds no train/loss and no score.
+    """
+    curves = _read_curves(log)
+    losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in _NO_LOSS}
+    scores = {n: c for n, c in curves.items() if _SCORE.fullmatch(n)}
+    if not losses and not scores:
+        raise errors.BadValueError(
+            f"{str(log)!r} holds no train/loss and no score; wanted a run's metrics.jsonl."
+        )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 0.5 s, for this alone
+    from matplotlib.figure import Figure
+
+    panels = [p for p in (("loss", losses), ("validation", scores)) if p[1]]
+    figure = Figure(figsize=(7, 0.6 + 2.6 * len(panels)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, group) in zip(axes, panels, strict=True):
+        _draw_panel(axis, title, group)
+    axes[-1].set_xlabel("step")
+    _add_minutes(axes[0], curves.get("train/seconds"))
+    Path(picture).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, metadata={"Software": None})
+
+
+def _read_curves(log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> (steps, values)."""
+    if not os.path.exists(log):
+        raise errors.NotFoundError(f"no log {str(log)!r}; a run writes WORKDIR/metrics.jsonl.")
+    points: dict[str, dict[int, float]] = {}
+    for line in Path(log).read_text().splitlines():
+        try:
+            record = json.loads(line)
+            step = record.pop("step")
+        except (ValueError, KeyError, AttributeError):  # the last line of a killed run
+            continue
+        for name, value in record.items():
+            if isinstance(value, int | float):
+                points.setdefault(name, {})[step] = value
+    return {
+        name: (np.array(sorted(series)), np.array([series[s] for s in sorted(series)], float))
+        for name, series in points.items()
+    }
+
+
+def _draw_panel(axis, title: str, group: dict) -> None:
+    """Curves of one kind: losses by their points, faintly, and running mean; scores as they are."""
+    for name, (steps, values) in sorted(group.items(), key=lambda item: not _is_main(item[0])):
+        style = {"label": name.removeprefix("train/"), "lw": 1.8 if _is_main(name) else 1.1}
+        if title == "loss" and len(steps) > 50:
+            (line,) = axis.plot(steps, _running_mean(values, len(steps) // 40), **style)
+            axis.plot(steps, values, color=line.get_color(), alpha=0.2, lw=0.8)
+        else:
+            axis.plot(steps, values, marker="o" if title != "loss" else None, ms=3, **style)
+        if title != "loss" and _is_main(name):
+            best = int(values.argmax())
+            place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+            axis.annotate(f"{values[best]:.3f}", (steps[best], values[best]), fontsize=8, **place)
+    axis.set_ylabel(title)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    axis.margins(y=0.12)
+    axis.set_ylim(bottom=0)
+
+
+def _is_main(name: str) -> bool:
+    return name == "train/loss" or name.endswith("/miou")
+
+
+def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
+    """Mean over `half` values on either side, fewer at the ends."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _add_minutes(axis, seconds: tuple[np.ndarray, np.ndarray] | None) -> None:
+    """A second scale on top, where the log tells it: after how many minutes of training."""
+    if seconds is None or len(seconds[0]) < 2:
+        return
+    steps, minutes = seconds[0], seconds[1] / 60
+    places = np.linspace(steps[0], steps[-1], 6)
+    scale = axis.twiny()
+    scale.set_xlim(axis.get_xlim())
+    scale.set_xticks(places, [f"{m:.1f}" for m in np.interp(places, steps, minutes)], fontsize=8)
+    scale.set_xlabel("minutes of training", fontsize=8)
+    scale.spines[["right"]].set_visible(False)
