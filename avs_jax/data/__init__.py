@@ -16,12 +16,14 @@ features, and `open_split` turns a record of any of them into an example of the 
     category      Text                      optional: what sounds, for tables by class
 """
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -110,8 +112,9 @@ class Source:
     disk.
     """
 
-    def __init__(self, records, seconds: int, name: str, cure: str):
-        self._records = records
+    def __init__(self, records, decode: Callable, seconds: int, name: str, cure: str):
+        self._records = records  # bytes
+        self._decode = decode
         self._cure = cure
         self.seconds = seconds
         self.name = name
@@ -124,44 +127,58 @@ class Source:
 
     def __getitem__(self, index) -> dict:
         """Raises BadValueError if the record cannot be read (cut off or changed on disk)."""
+        return self.decode(self.read(index), index)
+
+    def read(self, index) -> bytes:
+        """The record of a clip as it is on disk; raises as `source[index]` does."""
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {self!r}")
+        with self._blame(index):
+            return self._records[index % len(self)]
+
+    def decode(self, record: bytes, index="?") -> dict:
+        """What `read` gives -> the example."""
+        with self._blame(index):
+            return self._pad(self._decode(record))
+
+    @contextlib.contextmanager
+    def _blame(self, index):
         try:
-            record = self._records[index % len(self)]
+            yield
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition(";")[0].partition(" (")[0]
             raise errors.BadValueError(
                 f"record {index} of {self.name} cannot be read ({reason}); {self._cure}"
             ) from error
-        return self._pad(record)
 
     def _pad(self, record: dict) -> dict:
         seconds = self.seconds
-        frames = np.stack(record["frames"])[:seconds]
-        height, width = frames.shape[1:3]
+        frames = record["frames"]
+        height, width = frames[0].shape[:2]
 
-        def lengthen(part: np.ndarray, length: int) -> np.ndarray:
-            padded = np.zeros((length, *part.shape[1:]), part.dtype)
-            padded[: len(part)] = part[:length]
+        def lengthen(parts, shape: tuple[int, ...], dtype) -> np.ndarray:
+            padded = np.empty((seconds, *shape), dtype)
+            parts = parts[:seconds]
+            for row, part in zip(padded, parts, strict=False):
+                row[...] = part.reshape(shape)
+            padded[len(parts) :] = 0
             return padded
 
-        def stack_masks(masks) -> np.ndarray:
-            empty = np.zeros((0, height, width), np.uint8)
-            return lengthen(np.stack(masks)[..., 0] if len(masks) else empty, seconds)
-
-        waveform = record["waveform"].astype(np.float32) / np.float32(32768)
+        sound = record["waveform"][: seconds * SAMPLE_RATE]
+        waveform = np.zeros(seconds * SAMPLE_RATE, np.float32)
+        np.divide(sound, np.float32(32768), out=waveform[: len(sound)])
         second = np.arange(seconds)
         example = {
-            "frames": lengthen(frames, seconds),
-            "waveform": lengthen(waveform, seconds * SAMPLE_RATE),
-            "label": stack_masks(record["label"]).astype(np.int32),
+            "frames": lengthen(frames, (height, width, 3), np.uint8),
+            "waveform": waveform,
+            "label": lengthen(record["label"], (height, width), np.int32),
             "label_mask": second < int(record["num_labelled"]),
             "frame_mask": second < int(record["num_frames"]),
             "id": record["id"].decode() if isinstance(record["id"], bytes) else str(record["id"]),
         }
         if "objects" in record:
-            example["objects"] = stack_masks(record["objects"])
+            example["objects"] = lengthen(record["objects"], (height, width), np.uint8)
             example["num_objects"] = np.int32(record["num_objects"])
         for key in ("subset", "category"):
             if key in record:
@@ -188,6 +205,8 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
     cure = f"delete {folder} and build it with: {command}"
     import tensorflow_datasets as tfds  # 0.3 s that a bare import of the package need not pay
 
+    from avs_jax.data import decoding
+
     builder = tfds.builder_from_directory(folder)
     base = re.split(r"[\[+]", split)[0]
     if base not in builder.info.splits:
@@ -196,7 +215,9 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
         if not path.exists():
             raise errors.NotFoundError(f"{path} is gone; {cure}")
     try:
-        records = builder.as_data_source(split=split)
+        records = builder.as_data_source(
+            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
     except (ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise errors.BadValueError(f"{reason}; a slice reads e.g. 'train[:100]'.") from error
@@ -206,7 +227,9 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
             "differ: do not put its scores beside published ones.",
             file=sys.stderr,
         )
-    source = Source(records, DATASETS[name].seconds[subset], f"{name}/{subset}/{split}", cure)
+    decode = decoding.with_fast_pictures(builder.info.features).deserialize_example_np
+    seconds = DATASETS[name].seconds[subset]
+    source = Source(records, decode, seconds, f"{name}/{subset}/{split}", cure)
     if len(source):  # damage shows now rather than after an hour of training
         source[0], source[len(source) - 1]
     return source

@@ -27,6 +27,9 @@ from avs_jax.data.layouts import Clip
 
 CLIPS_PER_SHARD = 64  # 30 MB of S4, 150 MB of AVSS: enough of them for a hundred cores
 _WORTH_PROCESSES = 200  # clips; 5 seconds of work
+# One record a group, for random access. Level 6 sees that PNG and JPEG bytes do not shrink and
+# leaves them as they are: as small as the default level 3, and read twice as fast.
+_WRITER_OPTIONS = "group_size:1,zstd:6"
 FORMAT = "1"  # of records: shards written with another one are written again
 
 
@@ -143,7 +146,7 @@ def write_shard(shard: Shard) -> Report:
     findings, counts = [], {}
     temporary = f"{shard.path}.{os.getpid()}.tmp"
     features = clips_lib.features()
-    writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1")  # random access
+    writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
     try:
         for clip in shard.clips:
             example, found = clips_lib.read_clip(clip, shard.repack)
