@@ -1,20 +1,28 @@
-"""Benchmark a model: latency, throughput, parameters, FLOPs and memory, as compiled.
+"""Benchmark models, or two variants of one: latency, throughput, parameters, FLOPs and memory.
 
     python -m avs_jax.benchmark --model avesformer --backbone resnet50 --size 224
+    python -m avs_jax.benchmark --model avesformer,pcmanet,catr
+    python -m avs_jax.benchmark --model pcmanet --backbone pvt_v2_b5 --compare masking=false
+    python -m avs_jax.benchmark --model catr --backbone pvt_v2_b5 --field input_scale=2
 
-FLOPs and memory come from the compiled program's own analysis, so they hold for this platform's
-program; FLOPs count a multiply-add as two. Times are medians over runs after a warm-up; the sound's
-way from waveform to log-mel and through the sound backbone is included; log-mel is timed apart as
-well. One JSON line at the end. Compare models within one call: machines differ and drift.
+Machines differ and drift, so compare within one call: in every round each model runs once, in turn
+forwards and backwards, and times are medians over rounds after one that is not counted. A run is
+from frames and waveform to masks' logits: log-mel and the sound backbone are in it; log-mel is
+timed apart as well. FLOPs (a multiply-add is two), bytes touched and memory come from the compiled
+program's own analysis, so they hold for this platform's program. On CPU the most memory that the
+process ever had in RAM is told as well: Python, compiling, weights and all models of the call. One
+JSON line at the end.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
+import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,27 +32,50 @@ from avs_jax import audio, errors, sharding, state
 from avs_jax.backbones import get_normalization
 from avs_jax.models import MODELS, get_model
 
+# Rows of the table: title, number of a row of figures, format.
+TABLE = (
+    ("ms a clip, median", lambda row: row["seconds_batch"] / row["batch_size"] * 1e3, ".1f"),
+    ("clips/s", lambda row: row["batch_size"] / row["seconds_batch"], ".3f"),
+    ("frames/s", lambda row: row["frames_per_second"], ".2f"),
+    ("GFLOP a clip", lambda row: row["gflops"] / row["batch_size"], ".1f"),
+    ("GB touched a clip", lambda row: row["gigabytes_touched"] / row["batch_size"], ".2f"),
+    ("MB at work", lambda row: row["temporary_megabytes"], ".0f"),
+    ("MB of weights and input", lambda row: row["argument_megabytes"], ".0f"),
+    ("M parameters", lambda row: row["params"] / 1e6, ".2f"),
+    ("  picture backbone", lambda row: row["params_backbone"] / 1e6, ".2f"),
+    ("  sound backbone", lambda row: row["params_audio_backbone"] / 1e6, ".2f"),
+    ("  head", lambda row: row["params_head"] / 1e6, ".2f"),
+    ("s to compile", lambda row: row["compile_seconds"], ".1f"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     sharding.start_jax()
-    fields = dict(field.split("=", 1) for field in args.field)
-    fields = {name: parse_value(value) for name, value in fields.items()}
-    rows = []
-    for name in args.model.split(","):
-        model = get_model(
-            name,
-            backbone=args.backbone,
-            audio_backbone=args.audio_backbone,
-            num_classes=args.num_classes,
-            dtype=args.dtype,
-            **fields,
-        )
-        rows.append({"model": name} | measure(model, args))
-        print(make_row(rows[-1]))
+    batch = make_batch(args)
+    variants = [Variant(label, fields, args, batch) for label, fields in list_variants(args)]
+    times = time_rounds([variant.run for variant in variants], args.runs, "rounds")
+    log_mel = jax.jit(functools.partial(audio.log_mel, num_patches=args.seconds))
+    sound = time_rounds([functools.partial(log_mel, batch["waveform"])], args.runs, "log-mel")
+    rows = [v.figures() | time_figures(x, args) for v, x in zip(variants, times, strict=True)]
+
     about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about |= {k: getattr(args, k) for k in ("backbone", "audio_backbone", "size", "seconds")}
     about |= {"batch_size": args.batch_size, "dtype": args.dtype}
+    about |= {"log_mel_seconds": float(np.median(sound))}
+    about |= {"peak_resident_megabytes": peak_resident_bytes() / 1e6}
+    print(make_table(rows))
+    if len(rows) == 2:
+        low, middle, high = np.quantile(times[1] / times[0], (0.25, 0.5, 0.75))
+        about["time_ratio"] = float(middle)
+        print(
+            f"time of {rows[1]['model']} / {rows[0]['model']}, of {args.runs} rounds: median "
+            f"{middle:.3f}, half of them {low:.3f} to {high:.3f}"
+        )
+    print(
+        f"log-mel alone {about['log_mel_seconds'] * 1e3:.1f} ms a batch; the process had at most "
+        f"{about['peak_resident_megabytes']:.0f} MB in RAM"
+    )
     print(json.dumps(about | {"rows": rows}))
 
 
@@ -63,15 +94,72 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=5, help="frames of a clip (default: 5)")
     parser.add_argument("--batch_size", type=int, default=1, help="clips (default: 1)")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    parser.add_argument("--runs", type=int, default=10, help="timed runs (default: 10)")
+    parser.add_argument("--runs", type=int, default=10, help="timed rounds (default: 10)")
     parser.add_argument(
         "--field", action="append", default=[], metavar="NAME=VALUE", help="a field of the model"
     )
+    parser.add_argument(
+        "--compare",
+        default="",
+        metavar="NAME=VALUE[,..]",
+        help="fields of a second variant of each model, timed against the first",
+    )
     args = parser.parse_args(argv)
-    for field in args.field:
-        if "=" not in field:
-            parser.error(f"--field {field}: wanted NAME=VALUE")
+    for name in ("size", "seconds", "batch_size", "runs"):
+        if getattr(args, name) < 1:
+            raise errors.BadValueError(f"--{name}={getattr(args, name)}: wanted 1 or more.")
     return args
+
+
+def list_variants(args: argparse.Namespace) -> list[tuple[str, dict]]:
+    """(label, get_model's arguments) of everything to measure.
+
+    Raises:
+      UnknownNameError, BadValueError: a field that a model does not have, a value that it is not.
+    """
+    common = {k: getattr(args, k) for k in ("backbone", "audio_backbone", "num_classes", "dtype")}
+    variants = []
+    for name in args.model.split(","):
+        base = {"name": name} | common | parse_fields(name, "--field", args.field)
+        variants.append((name, base))
+        if args.compare:
+            # A comma parts fields, but not the numbers of a [list].
+            texts = re.split(r",(?![^\[]*\])", args.compare)
+            variants.append((args.compare, base | parse_fields(name, "--compare", texts)))
+    return variants
+
+
+def parse_fields(model: str, flag: str, texts: Sequence[str]) -> dict:
+    """["masking=false", ..] -> {"masking": False, ..}, each of its field's type."""
+    if model not in MODELS:
+        raise errors.unknown_name("model", model, MODELS)
+    known = {f.name: f.default for f in dataclasses.fields(MODELS[model][1])}
+    known |= {"backbone": "", "audio_backbone": "", "dtype": ""}
+    for name in ("parent", "name"):  # flax's
+        known.pop(name, None)
+    fields = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise errors.BadValueError(f"{flag} {text!r}: wanted NAME=VALUE, e.g. remat=true.")
+        if name not in known:
+            raise errors.unknown_name(f"field of model {model!r}", name, known)
+        fields[name] = parse_value(value)
+        if not is_like(fields[name], known[name]):
+            raise errors.BadValueError(
+                f"{flag} {text}: wanted a value of the kind of {name}'s default, "
+                f"{json.dumps(known[name])}."
+            )
+    return fields
+
+
+def is_like(value, default) -> bool:
+    """Whether a value may stand for a default: of its type, or a whole number for a fraction."""
+    if not isinstance(default, bool | int | float | str | tuple):
+        return True
+    if isinstance(default, float) and type(value) is int:
+        return True
+    return type(value) is type(default)
 
 
 def parse_value(text: str):
@@ -83,74 +171,111 @@ def parse_value(text: str):
     return tuple(value) if isinstance(value, list) else value
 
 
-def measure(model: nn.Module, args: argparse.Namespace) -> dict[str, int | float]:
-    """All figures of one model."""
+def make_batch(args: argparse.Namespace) -> dict[str, jax.Array]:
+    """Noise to look at and to hear."""
     b, t, size = args.batch_size, args.seconds, args.size
-    shapes = dict(state.init_shapes(model, t, size))
     rng = np.random.default_rng(0)
-    # Any numbers do for timing; initialising for real would take longer than all the rest.
-    variables = jax.tree.map(lambda x: jnp.asarray(fill(rng, x.shape), x.dtype), shapes)
-    batch = {
-        "frames": jnp.asarray(rng.integers(0, 256, (b, t, size, size, 3)), jnp.uint8),
+    return {
+        "frames": jnp.asarray(rng.integers(0, 256, (b, t, size, size, 3), np.uint8)),
         "waveform": jnp.asarray(rng.uniform(-0.5, 0.5, (b, 16_000 * t)), jnp.float32),
         "frame_mask": jnp.ones((b, t), bool),
     }
-    normalization = get_normalization(args.backbone)
-    forward = jax.jit(state.make_forward(model, normalization=normalization, size=size))
-    began = time.perf_counter()
-    compiled = forward.lower(variables, batch).compile()
-    compile_seconds = time.perf_counter() - began
-    seconds = time_runs(functools.partial(compiled, variables, batch), args.runs, "model")
-    front_end = jax.jit(functools.partial(audio.log_mel, num_patches=t))
-    sound = time_runs(functools.partial(front_end, batch["waveform"]), args.runs, "log-mel")
-    memory = compiled.memory_analysis()
-    sizes = {k: state.count_params(v) for k, v in shapes["params"].items()}
-    picture, ears = sizes.get("backbone", 0), sizes.get("audio_backbone", 0)
-    return {
-        "params": sum(sizes.values()),
-        "params_backbone": picture,
-        "params_audio_backbone": ears,
-        "params_head": sum(sizes.values()) - picture - ears,
-        "gflops": compiled.cost_analysis()["flops"] / 1e9,
-        "seconds_batch": seconds,
-        "frames_per_second": b * t / seconds,
-        "log_mel_seconds": sound,
-        "temporary_megabytes": memory.temp_size_in_bytes / 1e6,
-        "argument_megabytes": memory.argument_size_in_bytes / 1e6,
-        "compile_seconds": compile_seconds,
-    }
+
+
+class Variant:
+    """A model with weights, compiled for a batch."""
+
+    def __init__(self, label: str, fields: dict, args: argparse.Namespace, batch: dict):
+        model = get_model(**fields)
+        self.label, self._args, self._batch = label, args, batch
+        self._shapes = dict(state.init_shapes(model, args.seconds, args.size))
+        rng = np.random.default_rng(0)
+        # Any numbers do for timing; initialising for real would take longer than all the rest.
+        self._variables = jax.tree.map(lambda x: jnp.asarray(fill(rng, x.shape)), self._shapes)
+        normalization = get_normalization(fields["backbone"])
+        forward = state.make_forward(model, normalization=normalization, size=args.size)
+        began = time.perf_counter()
+        self._compiled = jax.jit(forward).lower(self._variables, batch).compile()
+        self._compile_seconds = time.perf_counter() - began
+
+    def run(self) -> jax.Array:
+        """Logits of the batch."""
+        return self._compiled(self._variables, self._batch)
+
+    def figures(self) -> dict[str, str | int | float]:
+        """All that is not time."""
+        memory, cost = self._compiled.memory_analysis(), self._compiled.cost_analysis()
+        sizes = {k: state.count_params(v) for k, v in self._shapes["params"].items()}
+        picture, ears = sizes.get("backbone", 0), sizes.get("audio_backbone", 0)
+        return {
+            "model": self.label,
+            "batch_size": self._args.batch_size,
+            "params": sum(sizes.values()),
+            "params_backbone": picture,
+            "params_audio_backbone": ears,
+            "params_head": sum(sizes.values()) - picture - ears,
+            "gflops": cost["flops"] / 1e9,
+            "gigabytes_touched": cost["bytes accessed"] / 1e9,
+            "temporary_megabytes": memory.temp_size_in_bytes / 1e6,
+            "argument_megabytes": memory.argument_size_in_bytes / 1e6,
+            "compile_seconds": self._compile_seconds,
+        }
 
 
 def fill(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers of a size that keeps activations finite."""
+    """Numbers f32 of a size that keeps activations finite."""
     if len(shape) < 2:
-        return rng.uniform(0.5, 1.5, shape)
-    return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
+        return 0.5 + rng.random(shape, np.float32)
+    values = rng.standard_normal(shape, np.float32)
+    values /= np.sqrt(np.prod(shape[:-1]), dtype=np.float32)  # in place: VGGish has 50 M in one
+    return values
 
 
-def time_runs(run: Callable, runs: int, name: str) -> float:
-    """Median seconds of a run, after one that is not counted."""
-    if runs < 1:
-        raise errors.BadValueError(f"--runs={runs}: wanted at least 1.")
-    jax.block_until_ready(run())
-    times = []
-    for _ in tqdm(range(runs), desc=name, leave=False):
-        began = time.perf_counter()
+def time_rounds(runs: Sequence[Callable], rounds: int, name: str) -> np.ndarray:
+    """Seconds f64[run round]; in each round all run once, in turn forwards and backwards."""
+    for run in runs:
         jax.block_until_ready(run())
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
+    times = np.zeros((len(runs), rounds))
+    for i in tqdm(range(rounds), desc=name, leave=False):
+        for k in range(len(runs))[:: 1 if i % 2 == 0 else -1]:
+            began = time.perf_counter()
+            jax.block_until_ready(runs[k]())
+            times[k, i] = time.perf_counter() - began
+    return times
 
 
-def make_row(row: dict) -> str:
-    """A line for people."""
-    return (
-        f"{row['model']}: {row['params'] / 1e6:.2f} M parameters (picture "
-        f"{row['params_backbone'] / 1e6:.2f}, sound {row['params_audio_backbone'] / 1e6:.2f}, head "
-        f"{row['params_head'] / 1e6:.2f}), {row['gflops']:.1f} GFLOP a batch, "
-        f"{row['seconds_batch'] * 1e3:.1f} ms a batch, {row['frames_per_second']:.1f} frames/s "
-        f"(log-mel {row['log_mel_seconds'] * 1e3:.1f} ms), "
-        f"{row['temporary_megabytes']:.0f} MB at work + {row['argument_megabytes']:.0f} MB given"
-    )
+def time_figures(times: np.ndarray, args: argparse.Namespace) -> dict[str, float]:
+    """What follows from a variant's times."""
+    seconds = float(np.median(times))
+    return {
+        "seconds_batch": seconds,
+        "frames_per_second": args.batch_size * args.seconds / seconds,
+    }
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process ever had in RAM."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux: kB
+
+
+def make_table(rows: Sequence[dict]) -> str:
+    """A column a variant; of two, also the second divided by the first."""
+    labels = [row["model"] for row in rows] + ["ratio"] * (len(rows) == 2)
+    widths = [max(10, len(label)) for label in labels]
+    title_width = max(len(title) for title, _, _ in TABLE)
+    lines = [" " * title_width]
+    lines[0] += "".join(f"  {label:>{w}}" for label, w in zip(labels, widths, strict=True))
+    for title, number, form in TABLE:
+        values = [number(row) for row in rows]
+        cells = [format(value, form) for value in values]
+        if len(rows) == 2:
+            cells.append(f"{values[1] / values[0]:.3f}" if values[0] else "")
+        shown = zip(cells, widths, strict=True)
+        lines.append(f"{title:<{title_width}}" + "".join(f"  {cell:>{w}}" for cell, w in shown))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
