@@ -9,14 +9,14 @@ import pytest
 from avs_jax import benchmark, errors
 
 TINY = ["--backbone=small_resnet", "--audio_backbone=audio_cnn", "--size=32", "--runs=2"]
-TINY += ["--seconds=1"]
-PCMANET = ["--model=pcmanet", "--field=dim=16", "--field=num_heads=2", "--field=groups=2"]
-PCMANET += ["--field=head_width=8"]
+TINY += ["--seconds=1", "--field=dim=16", "--field=num_heads=2", "--field=num_prompts=2"]
+TINY += ["--field=pqg_layers=1", "--field=pqg_hidden=16", "--field=early_stages=0"]
+TINY += ["--field=late_stages=1", "--field=late_hidden=16", "--field=head_widths=[8,8]"]
+TINY += ["--field=norm_groups=4"]
 
 
 def test_benchmark_prints_what_a_model_costs(capsys):
-    fields = ["dim=32", "pqg_hidden=32", "late_hidden=32", "head_widths=[8,8]", "norm_groups=8"]
-    benchmark.main([*TINY, *(f"--field={field}" for field in fields)])
+    benchmark.main(TINY)
     *table, summary = capsys.readouterr().out.splitlines()
     figures = json.loads(summary)
     (row,) = figures["rows"]
@@ -29,9 +29,9 @@ def test_benchmark_prints_what_a_model_costs(capsys):
 
 
 def test_two_variants_stand_side_by_side(capsys):
-    benchmark.main([*TINY, *PCMANET, "--compare=masking=false,head_width=16"])
+    benchmark.main([*TINY, "--compare=late_hidden=32,head_widths=[8,4]"])
     header, *lines, summary = capsys.readouterr().out.splitlines()
-    assert header.split() == ["pcmanet", "masking=false,head_width=16", "ratio"]
+    assert header.split() == ["avesformer", "late_hidden=32,head_widths=[8,4]", "ratio"]
     first, second = json.loads(summary)["rows"]
     assert second["params_head"] > first["params_head"]
     assert second["params_backbone"] == first["params_backbone"]
