@@ -11,7 +11,7 @@ A batch, from the host to the devices:
 
     frames        u8[b t h w 3]   RGB, 0..255
     waveform      f32[b s]        16 kHz mono in [-1, 1], s = 16000 * seconds
-    label         i32[b t h w]    class id of what sounds at that pixel, 0 = background
+    label         u8[b t h w]     class id of what sounds there, 0 = background; i32 inside a step
     label_mask    bool[b t]       frames that carry a label (S4 trains on the first frame only)
     frame_mask    bool[b t]       frames that exist (AVSS mixes clips of 5 and 10 seconds)
     example_mask  bool[b]         False for the padding of the last evaluation batch

@@ -108,7 +108,7 @@ def make_update(
         if kind == "binary":
             logits = logits[..., 0]
         use = frames_in_use(batch)
-        return sums.update(logits, batch["label"], use), use.sum()
+        return sums.update(logits, batch["label"].astype(jnp.int32), use), use.sum()
 
     return jax.jit(update, donate_argnums=1, out_shardings=_replicated(sharding))
 

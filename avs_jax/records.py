@@ -87,7 +87,7 @@ def make_score(
     """
 
     def score(variables, batch):
-        logits, label = forward(variables, batch), batch["label"]
+        logits, label = forward(variables, batch), batch["label"].astype(jnp.int32)
         if kind == "binary":
             logits = logits[..., 0]
             predicted = jax.nn.sigmoid(logits.astype(jnp.float32)) > 0.5

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from avs_jax.models import model_inputs
 from avs_jax.sharding import state_shardings
-from avs_jax.types import Array, Int, PyTree
+from avs_jax.types import Array, Int, PyTree, UInt8
 
 
 @flax.struct.dataclass
@@ -66,7 +66,7 @@ def batch_shapes(
     shapes = {
         "frames": ((b, t, size, size, 3), jnp.uint8),
         "waveform": ((b, 16_000 * t), jnp.float32),
-        "label": ((b, t, size, size), jnp.int32),
+        "label": ((b, t, size, size), jnp.uint8),
         "label_mask": ((b, t), jnp.bool_),
         "frame_mask": ((b, t), jnp.bool_),
     }
@@ -117,8 +117,11 @@ def create_state(
     return jax.jit(create, out_shardings=shardings)(), shardings
 
 
-def resize_label(label: Int[Array, "b t h w"], size: int) -> Int[Array, "b t out_h out_w"]:
-    """Nearest-neighbour, as class ids cannot be mixed."""
+def resize_label(
+    label: UInt8[Array, "b t h w"] | Int[Array, "b t h w"], size: int
+) -> Int[Array, "b t out_h out_w"]:
+    """i32 by nearest neighbour, as class ids cannot be mixed. Batches carry bytes, to be small."""
+    label = label.astype(jnp.int32)
     if label.shape[2:] == (size, size):
         return label
     return jax.image.resize(label, (*label.shape[:2], size, size), "nearest")

@@ -26,7 +26,7 @@ class MadeUpSource:
         rng = np.random.default_rng(index)
         frames = rng.integers(0, 128, (SECONDS, SIZE, SIZE, 3)).astype(np.uint8)
         objects = np.zeros((SECONDS, SIZE, SIZE), np.uint8)
-        label = np.zeros((SECONDS, SIZE, SIZE), np.int32)
+        label = np.zeros((SECONDS, SIZE, SIZE), np.uint8)
         top = 1 + index
         objects[:, top : top + 5, 1:7] = 1 + index % 3
         label[:-1] = objects[:-1]

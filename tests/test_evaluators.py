@@ -57,12 +57,12 @@ def test_figures_are_those_of_the_whole_split_in_one_piece(split):
         for key in ("frames", "waveform", "label", "label_mask", "frame_mask")
     }
     logits = listen(listen_variables(num_classes), batch)
-    use = batch["label_mask"] & batch["frame_mask"]
+    use, label = batch["label_mask"] & batch["frame_mask"], batch["label"].astype(jnp.int32)
     update = jax.jit(lambda state, *arrays: state.update(*arrays))
     if num_classes == 1:
-        state = update(metrics.BinaryState.empty(), logits[..., 0], batch["label"], use)
+        state = update(metrics.BinaryState.empty(), logits[..., 0], label, use)
     else:
-        state = update(metrics.SemanticState.empty(num_classes), logits, batch["label"], use)
+        state = update(metrics.SemanticState.empty(num_classes), logits, label, use)
     expected = {f"test/{name}": value for name, value in state.compute().items()}
     assert _run(split) == pytest.approx(expected, abs=1e-6)
 

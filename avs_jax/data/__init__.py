@@ -106,7 +106,7 @@ class Source:
     """Random access to the decoded examples of one split; what `open_split` returns.
 
     `source[i]` is a dict in the batch contract's format, without the batch axis: frames u8[t h w
-    3], waveform f32[s], label i32[t h w], label_mask bool[t], frame_mask bool[t], id str, and
+    3], waveform f32[s], label u8[t h w], label_mask bool[t], frame_mask bool[t], id str, and
     where the data set has them objects u8[t h w], num_objects i32[]. Clips shorter than `seconds`
     are padded: black frames, background, silence, False masks. Frames have the size they have on
     disk.
@@ -172,7 +172,7 @@ class Source:
         example = {
             "frames": lengthen(frames, (height, width, 3), np.uint8),
             "waveform": waveform,
-            "label": lengthen(record["label"], (height, width), np.int32),
+            "label": lengthen(record["label"], (height, width), np.uint8),
             "label_mask": second < int(record["num_labelled"]),
             "frame_mask": second < int(record["num_frames"]),
             "id": record["id"].decode() if isinstance(record["id"], bytes) else str(record["id"]),

@@ -33,7 +33,7 @@ def test_examples_keep_the_batch_contract(built):
     expected = {
         "frames": ((5, 32, 32, 3), np.uint8),
         "waveform": ((80_000,), np.float32),
-        "label": ((5, 32, 32), np.int32),
+        "label": ((5, 32, 32), np.uint8),
         "label_mask": ((5,), np.bool_),
         "frame_mask": ((5,), np.bool_),
         "objects": ((5, 32, 32), np.uint8),

@@ -70,7 +70,7 @@ def test_batches_keep_the_contract(source):
     expected = {
         "frames": ((3, 5, 24, 24, 3), np.uint8),
         "waveform": ((3, 80_000), np.float32),
-        "label": ((3, 5, 24, 24), np.int32),
+        "label": ((3, 5, 24, 24), np.uint8),
         "label_mask": ((3, 5), np.bool_),
         "frame_mask": ((3, 5), np.bool_),
         "example_mask": ((3,), np.bool_),
