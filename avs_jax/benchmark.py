@@ -47,6 +47,9 @@ TABLE = (
     ("  head", lambda row: row["params_head"] / 1e6, ".2f"),
     ("s to compile", lambda row: row["compile_seconds"], ".1f"),
 )
+# Rows that are powers of a time. The ratio of two times is not that of their medians, but the median
+# over rounds of their ratio: what slows the machine for a while slows both.
+TIMES = {"ms a clip, median": 1, "clips/s": -1, "frames/s": -1}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,14 +67,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     about |= {"batch_size": args.batch_size, "dtype": args.dtype}
     about |= {"log_mel_seconds": float(np.median(sound))}
     about |= {"peak_resident_megabytes": peak_resident_bytes() / 1e6}
-    print(make_table(rows))
     if len(rows) == 2:
         low, middle, high = np.quantile(times[1] / times[0], (0.25, 0.5, 0.75))
         about["time_ratio"] = float(middle)
-        print(
-            f"time of {rows[1]['model']} / {rows[0]['model']}, of {args.runs} rounds: median "
-            f"{middle:.3f}, half of them {low:.3f} to {high:.3f}"
-        )
+        print(make_table(rows, float(middle)))
+        print(f"ratio of ms: median of {args.runs} rounds; half of them {low:.3f} to {high:.3f}")
+    else:
+        print(make_table(rows))
     print(
         f"log-mel alone {about['log_mel_seconds'] * 1e3:.1f} ms a batch; the process had at most "
         f"{about['peak_resident_megabytes']:.0f} MB in RAM"
@@ -189,14 +191,15 @@ class Variant:
         model = get_model(**fields)
         self.label, self._args, self._batch = label, args, batch
         self._shapes = dict(state.init_shapes(model, args.seconds, args.size))
-        rng = np.random.default_rng(0)
-        # Any numbers do for timing; initialising for real would take longer than all the rest.
-        self._variables = jax.tree.map(lambda x: jnp.asarray(fill(rng, x.shape)), self._shapes)
         normalization = get_normalization(fields["backbone"])
         forward = state.make_forward(model, normalization=normalization, size=args.size)
         began = time.perf_counter()
-        self._compiled = jax.jit(forward).lower(self._variables, batch).compile()
+        self._compiled = jax.jit(forward).lower(self._shapes, batch).compile()
         self._compile_seconds = time.perf_counter() - began
+        # After compiling, so that they fill the memory which that leaves behind. Any numbers do for
+        # timing; initialising for real would take longer than all the rest.
+        rng = np.random.default_rng(0)
+        self._variables = jax.tree.map(lambda x: jnp.asarray(fill(rng, x.shape)), self._shapes)
 
     def run(self) -> jax.Array:
         """Logits of the batch."""
@@ -261,9 +264,9 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak  # Linux: kB
 
 
-def make_table(rows: Sequence[dict]) -> str:
-    """A column a variant; of two, also the second divided by the first."""
-    labels = [row["model"] for row in rows] + ["ratio"] * (len(rows) == 2)
+def make_table(rows: Sequence[dict], time_ratio: float | None = None) -> str:
+    """A column a variant; with `time_ratio`, of two, also the second divided by the first."""
+    labels = [row["model"] for row in rows] + ["ratio"] * (time_ratio is not None)
     widths = [max(10, len(label)) for label in labels]
     title_width = max(len(title) for title, _, _ in TABLE)
     lines = [" " * title_width]
@@ -271,8 +274,11 @@ def make_table(rows: Sequence[dict]) -> str:
     for title, number, form in TABLE:
         values = [number(row) for row in rows]
         cells = [format(value, form) for value in values]
-        if len(rows) == 2:
-            cells.append(f"{values[1] / values[0]:.3f}" if values[0] else "")
+        if time_ratio is not None:
+            ratio = values[1] / values[0] if values[0] else 1.0
+            if title in TIMES:
+                ratio = time_ratio ** TIMES[title]
+            cells.append(f"{ratio:.3f}")
         shown = zip(cells, widths, strict=True)
         lines.append(f"{title:<{title_width}}" + "".join(f"  {cell:>{w}}" for cell, w in shown))
     return "\n".join(lines)

@@ -32,13 +32,15 @@ def test_two_variants_stand_side_by_side(capsys):
     benchmark.main([*TINY, "--compare=late_hidden=32,head_widths=[8,4]"])
     header, *lines, summary = capsys.readouterr().out.splitlines()
     assert header.split() == ["avesformer", "late_hidden=32,head_widths=[8,4]", "ratio"]
-    first, second = json.loads(summary)["rows"]
+    figures = json.loads(summary)
+    first, second = figures["rows"]
     assert second["params_head"] > first["params_head"]
     assert second["params_backbone"] == first["params_backbone"]
     (line,) = (line.split() for line in lines if line.startswith("  head"))
     assert float(line[-1]) == pytest.approx(second["params_head"] / first["params_head"], abs=1e-3)
     (line,) = (line for line in lines if line.startswith("ms a clip"))
     assert float(line.split()[-3]) == pytest.approx(first["seconds_batch"] * 1e3, abs=0.1)
+    assert float(line.split()[-1]) == pytest.approx(figures["time_ratio"], abs=1e-3)
 
 
 def parse(*arguments):
