@@ -47,8 +47,8 @@ TABLE = (
     ("  head", lambda row: row["params_head"] / 1e6, ".2f"),
     ("s to compile", lambda row: row["compile_seconds"], ".1f"),
 )
-# Rows that are powers of a time. The ratio of two times is not that of their medians, but the median
-# over rounds of their ratio: what slows the machine for a while slows both.
+# Rows that are powers of a time. The ratio of two times is not that of their medians, but the
+# median over rounds of their ratio: what slows the machine for a while slows both.
 TIMES = {"ms a clip, median": 1, "clips/s": -1, "frames/s": -1}
 
 
