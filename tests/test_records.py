@@ -8,19 +8,31 @@ import ml_collections
 import numpy as np
 import pytest
 
-from avs_jax import boundary, evaluators, modes, records, sharding
+from avs_jax import boundary, evaluators, modes, records, sharding, sounds
 from avs_jax.data import pipeline
 from avs_jax.sounds import Heard
 from tests.made_up import CLASSES, CLIPS, SECONDS, SIZE, MadeUpSource, listen, listen_variables
 
 
 @functools.cache
-def _collect(num_classes, batch_size=2, devices=1, boundaries=False, objects=True):
+def _collect(num_classes, batch_size=2, devices=1, boundaries=False, objects=True, sound="own"):
     kind = "binary" if num_classes == 1 else "semantic"
     clips = sharding.batch_sharding(sharding.make_mesh(devices=jax.devices()[:devices]))
     score = records.make_score(listen, kind, clips, boundaries=boundaries)
-    batches = pipeline.eval_batches(Heard(MadeUpSource(objects)), batch_size=batch_size)
+    heard = Heard(MadeUpSource(objects), sound, others=tuple(reversed(range(CLIPS))))
+    batches = pipeline.eval_batches(
+        heard, batch_size=batch_size, sound=sounds.pipeline_sound(sound)
+    )
     return records.collect(score, listen_variables(num_classes), batches, clips, kind)
+
+
+def _figures(family, num_classes, batch_size, devices):
+    own = _collect(num_classes, batch_size, devices, boundaries=family == "jf")
+    if family != "robust":
+        return modes.MODES[family](own)
+    return modes.robust(
+        own, {s: _collect(num_classes, batch_size, devices, sound=s) for s in sounds.SOUNDS[1:]}
+    )
 
 
 def _assert_same(one, other):
@@ -59,6 +71,15 @@ def test_batch_size_does_not_matter(num_classes, batch_size):
 
 def test_number_of_devices_does_not_matter(num_classes):
     _assert_same(_collect(num_classes, 8, devices=8), _collect(num_classes))
+
+
+@pytest.mark.parametrize("family", [*modes.MODES, "robust"])
+@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (3, 1), (8, 1), (8, 8)])
+def test_every_family_is_the_same_for_all_batches_and_devices(
+    family, num_classes, batch_size, devices
+):
+    figures = _figures(family, num_classes, batch_size, devices)
+    assert figures == pytest.approx(_figures(family, num_classes, 2, 1), abs=1e-6)
 
 
 def test_frames_in_use_exist_and_are_labelled():
