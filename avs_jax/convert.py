@@ -13,16 +13,21 @@ Training starts from converted weights with `--config.init_from.backbone=weights
 
 Strict: every entry of the file must have its place, every parameter its entry, every shape must
 fit; what is left out is named in the tables (`avs_jax/convert_tables.py`). PyTorch is needed to
-read its files and for nothing else (`pip install "avs_jax[convert]"`). A file that would run code
-is refused.
+read its files and for nothing else (`pip install -e ".[convert]"`). A file that would run code is
+refused.
+
+There is no avesformer: no weights of it were ever published, so there are no names to convert. It
+starts from converted backbones like the others.
 """
 
 import argparse
 import ast
 import hashlib
+import importlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +36,7 @@ from etils import epath
 from flax import traverse_util
 
 from avs_jax import errors
-from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES, get_backbone
+from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES, SOUND_BACKBONES, get_backbone
 from avs_jax.convert_tables import (
     TABLES,
     Table,
@@ -39,7 +44,7 @@ from avs_jax.convert_tables import (
     placeholder_patterns,
     template_regex,
 )
-from avs_jax.models import get_model
+from avs_jax.models import MODELS, get_model
 from avs_jax.types import PyTree
 from avs_jax.weights import (
     ConversionError,
@@ -71,10 +76,14 @@ def target_shapes(network: str, **fields) -> dict[str, jax.ShapeDtypeStruct]:
     """{"params/conv1/kernel": shape, ...} of a backbone or model, without computing anything.
 
     Raises:
-      UnknownNameError: for a network without a table, or a field it does not have.
+      UnknownNameError: for a network or backbone without a table, or a field it does not have.
     """
     if network not in TABLES:
-        raise errors.unknown_name("network to convert", network, TABLES)
+        _refuse(network)
+    for field, kind in (("backbone", PICTURE_BACKBONES), ("audio_backbone", SOUND_BACKBONES)):
+        part = fields.get(field)
+        if part in kind and part not in TABLES:  # one of this library's own
+            raise errors.unknown_name(f"{field} to convert", part, set(kind) & set(TABLES))
     picture, sound = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 96, 64))
     if network in BACKBONES:
         module = get_backbone(network, **fields)
@@ -84,6 +93,16 @@ def target_shapes(network: str, **fields) -> dict[str, jax.ShapeDtypeStruct]:
         inputs = [jnp.zeros((1, 5, 224, 224, 3)), jnp.zeros((1, 5, 96, 64)), None]
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
     return traverse_util.flatten_dict(shapes, sep="/")
+
+
+def _refuse(network: str) -> NoReturn:
+    """Raises the UnknownNameError for a network without a table."""
+    if network in MODELS:
+        raise errors.UnknownNameError(
+            f"no weights of {network!r} were ever published, so there is nothing to convert; "
+            f"known: {', '.join(sorted(TABLES))}."
+        )
+    raise errors.unknown_name("network to convert", network, TABLES)
 
 
 def _strip(names: Iterable[str]) -> dict[str, str]:
@@ -245,6 +264,17 @@ def to_torch(network: str, variables: Mapping[str, PyTree], **fields) -> dict[st
 # ---------------------------------------------------------------- PyTorch's files
 
 
+def _import_extra(module: str, purpose: str) -> ModuleType:
+    """A module of the extra [convert]; raises BadValueError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = {"torch": "PyTorch"}.get(module, module.partition(".")[0])
+        raise errors.BadValueError(
+            f'{purpose} needs {name} ({error}); pip install -e ".[convert]".'
+        ) from error
+
+
 def _unwrap(content: Any) -> Any:
     """A checkpoint that wraps its state_dict, as training scripts write them -> the state_dict."""
     while isinstance(content, Mapping):
@@ -274,16 +304,12 @@ def read_torch_file(path: epath.PathLike) -> dict[str, np.ndarray]:
         )
     if not path.exists():
         raise errors.NotFoundError(f"no file {path}; give a .pth, .pt or .safetensors file.")
-    try:
-        import safetensors.torch
-        import torch
-    except ImportError as error:
-        raise errors.BadValueError(
-            f"reading {path.name} needs PyTorch ({error}); pip install 'avs_jax[convert]'."
-        ) from error
+    torch = _import_extra("torch", f"reading {path.name}")
+    if path.suffix == ".safetensors":
+        safetensors = _import_extra("safetensors.torch", f"reading {path.name}")
     try:
         if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
+            content = safetensors.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # RuntimeError, EOFError, UnpicklingError, SafetensorError, ...
@@ -376,10 +402,9 @@ def main() -> None:
 
 
 def _write_torch(network: str, directory: str, output: str, fields: Mapping[str, Any]) -> None:
-    import safetensors.numpy
-
     if not output.endswith(".safetensors"):
         raise errors.BadValueError(f"--to-torch writes a .safetensors file, not {output}.")
+    safetensors = _import_extra("safetensors.numpy", f"writing {output}")
     variables, provenance = load_weights(directory)
     if provenance["network"] != network:
         raise errors.BadValueError(
@@ -389,7 +414,7 @@ def _write_torch(network: str, directory: str, output: str, fields: Mapping[str,
     path = epath.Path(output).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(state_dict, path)
+        safetensors.save_file(state_dict, path)
     except OSError as error:
         raise errors.BadValueError(f"cannot write {path}: {error}.") from error
     print(f"{network}: {len(state_dict)} entries written to {output}")

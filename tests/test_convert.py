@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import subprocess
 import sys
 
 import jax
@@ -176,6 +177,27 @@ def test_unknown_network_is_refused_with_the_known_ones():
         convert.from_torch("resnet34", {})
 
 
+def test_model_without_published_weights_is_refused_with_the_reason():
+    with pytest.raises(errors.UnknownNameError, match=r"no weights of 'avesformer' were ever publ"):
+        convert.from_torch("avesformer", {}, backbone="resnet50")
+
+
+@pytest.mark.parametrize(
+    ("field", "part", "known"),
+    [
+        ("backbone", "small_resnet", "known: pvt_v2_b0, .*resnet50"),
+        ("audio_backbone", "audio_cnn", "known: vggish"),
+    ],
+)
+@pytest.mark.parametrize("convert_one_way", [convert.from_torch, convert.to_torch])
+def test_backbone_without_a_table_is_refused_with_the_known_ones(
+    convert_one_way, field, part, known
+):
+    told = f"unknown {field} to convert '{part}'; {known}"
+    with pytest.raises(errors.UnknownNameError, match=told):
+        convert_one_way("pcmanet", {}, **{field: part})
+
+
 def test_to_torch_refuses_variables_of_another_network(resnet18):
     variables = convert.from_torch("resnet18", resnet18)
     with pytest.raises(convert.ConversionError, match="do not fit vggish"):
@@ -254,8 +276,38 @@ def test_truncated_file_is_refused_with_its_size(tmp_path, suffix, kept):
 def test_missing_pytorch_is_told_with_the_extra_to_install(tmp_path, monkeypatch):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(errors.BadValueError, match=r"needs PyTorch .* 'avs_jax\[convert\]'"):
+    with pytest.raises(errors.BadValueError, match=r'a.pth needs PyTorch .* "\.\[convert\]"'):
         convert.read_torch_file(tmp_path / "a.pth")
+
+
+def test_missing_safetensors_is_told_where_it_is_needed(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    for name in ("safetensors", "safetensors.torch", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    told = r'{} needs safetensors .* "\.\[convert\]"'
+    with pytest.raises(errors.BadValueError, match=told.format("reading a.safetensors")):
+        convert.read_torch_file(tmp_path / "a.safetensors")
+    with pytest.raises(errors.BadValueError, match=told.format("writing .*b.safetensors")):
+        run(monkeypatch, "vggish", tmp_path, "--to-torch", "--output", tmp_path / "b.safetensors")
+    assert list(convert.read_torch_file(tmp_path / "a.pth")) == ["a"]
+
+
+PROGRAMS = ["train", "evaluate", "predict", "benchmark", "pictures", "convert", "data.benchmark"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_start_without_what_only_conversion_needs(program):
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "safetensors", "tensorflow"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Missing())
+import avs_jax.{program}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_directory_is_refused(tmp_path):
