@@ -54,6 +54,8 @@ TIMES = {"ms a clip, median": 1, "clips/s": -1, "frames/s": -1}
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
+    # What another call compiled would make this one's compiling, and its memory, look small.
+    jax.config.update("jax_enable_compilation_cache", False)
     sharding.start_jax()
     batch = make_batch(args)
     variants = [Variant(label, fields, args, batch) for label, fields in list_variants(args)]

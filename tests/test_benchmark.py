@@ -3,6 +3,7 @@
 import json
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,14 @@ TINY += ["--seconds=1", "--field=dim=16", "--field=num_heads=2", "--field=num_pr
 TINY += ["--field=pqg_layers=1", "--field=pqg_hidden=16", "--field=early_stages=0"]
 TINY += ["--field=late_stages=1", "--field=late_hidden=16", "--field=head_widths=[8,8]"]
 TINY += ["--field=norm_groups=4"]
+
+
+@pytest.fixture(autouse=True)
+def kept_cache():
+    """The program turns the cache of compiled programs off; other tests of this process use it."""
+    before = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
 
 
 def test_benchmark_prints_what_a_model_costs(capsys):
