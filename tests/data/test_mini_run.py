@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from avs_jax import evaluate
-from avs_jax.data import avsbench
+from avs_jax.data import avsbench, classes
 from tests.data import mini_avsbench as mini
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def results(request, release, cache, tmp_path_factory):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     arguments = ["--checkpoint", folder / "run", "--output", folder / "figures"]
-    arguments += ["--metrics", "paper,strict,dataset,jf"]
+    arguments += ["--metrics", "paper,strict,dataset,jf,robust"]
     arguments += ["--batch_size", "8"]  # over the test suite's eight devices
     evaluate.main(list(map(str, arguments)))
     figures, details = (
@@ -90,6 +90,30 @@ def test_every_clip_and_frame_of_the_test_split_is_scored(results):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["test", "paper", "strict", "dataset"])
-def test_families_of_figures_are_there(results, family):
-    assert 0 <= results[1][f"{family}/miou"] <= 1
+@pytest.mark.parametrize(
+    "figure", ["test/miou", "paper/miou", "strict/miou", "dataset/miou", "jf/j", "robust/mute/fpr"]
+)
+def test_families_of_figures_are_there(results, figure):
+    assert 0 <= results[1][figure] <= 1
+
+
+@pytest.mark.slow
+def test_mixed_set_is_reported_by_subset(results):
+    subset, _, details = results
+    frames = {name: row["frames"] for name, row in details["groups"].items() if "subset" in name}
+    expected = {"subset_v1s": 5, "subset_v1m": 5, "subset_v2": 10}
+    assert frames == (expected if subset == "avss" else {})
+    for name in frames:
+        assert 0 <= details["groups"][name]["miou"] <= 1
+
+
+@pytest.mark.slow
+def test_classes_are_reported_by_name_where_there_are_several(results):
+    subset, figures, details = results
+    names = classes.CLASS_NAMES if subset == "avss" else ()
+    assert tuple(details["classes"]) == names
+    if names:
+        mean = sum(row["iou"] for row in details["classes"].values()) / len(names)
+        assert figures["strict/miou"] == pytest.approx(mean)
+        # What the three clips show is counted, whether it was found or not.
+        assert details["classes"]["frying-food"]["frames"] >= 5
