@@ -174,10 +174,14 @@ def table(rules: Iterable[list[Rule] | Rule], ignore: Mapping[str, str] | None =
 # ---------------------------------------------------------------- backbones
 
 
-def _resnet(**_) -> Table:
-    """torchvision's names, and AVSBench's, whose layers 3 and 4 exist twice."""
+def _resnet(within_model=False, **_) -> Table:
+    """torchvision's names, and AVSBench's, whose layers 3 and 4 exist twice.
+
+    Both are read. Written are torchvision's, and AVSBench's `within_model`: what its code loads.
+    """
     rules = [conv("conv1", "conv1"), batch_norm("bn1", "bn1")]
-    for layer in ("layer{i}", "layer{i}_1"):
+    spellings = ("layer{i}", "layer{i:3|4}_1")
+    for layer in reversed(spellings) if within_model else spellings:
         rules += [
             conv(f"{layer}.{{j}}.conv{{k}}", "layer{i}_{j}/conv{k}"),
             batch_norm(f"{layer}.{{j}}.bn{{k}}", "layer{i}_{j}/bn{k}"),
@@ -232,7 +236,7 @@ def model_table(
     `audio_backbone.` (the published models keep VGGish in a file of its own)."""
     parts = [
         table(rules, ignore),
-        TABLES[backbone]().under(prefix, "backbone"),
+        TABLES[backbone](within_model=True).under(prefix, "backbone"),
         TABLES[audio_backbone]().under("audio_backbone.", "audio_backbone"),
     ]
     joined = Table((), {})

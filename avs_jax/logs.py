@@ -24,9 +24,8 @@ class Logs:
     def __init__(self, workdir: Path):
         self.path = Path(workdir) / "metrics.jsonl"
         self.main = jax.process_index() == 0
-        self._board = (
-            tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard")) if self.main else None
-        )
+        self._board_folder = str(Path(workdir) / "tensorboard")
+        self._board = None
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One JSON line {"step", "time", name: value, ...} and one point per name."""
@@ -35,6 +34,8 @@ class Logs:
         scalars = {name: float(value) for name, value in scalars.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | scalars) + "\n")
+        if self._board is None:
+            self._board = tensorboardX.SummaryWriter(self._board_folder)
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
@@ -52,8 +53,9 @@ class Logs:
         return ([default] + [line[name] for line in lines if name in line])[-1]
 
     def rewind(self, step: int) -> None:
-        """Drops lines after `step`, which a resumed run writes again."""
+        """Drops what was written after `step`: a resumed run writes it again."""
         if self.main and self.path.exists():
+            self._board = tensorboardX.SummaryWriter(self._board_folder, purge_step=step + 1)
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= step]
             if len(kept) < len(lines):
@@ -61,7 +63,7 @@ class Logs:
 
     def close(self) -> None:
         """Flushes TensorBoard."""
-        if self.main:
+        if self._board is not None:
             self._board.close()
 
 

@@ -89,7 +89,7 @@ def init_shapes(model: nn.Module, seconds: int, size: int) -> dict[str, PyTree]:
     return jax.eval_shape(model.init, jax.random.key(0), *example_inputs(seconds, size))
 
 
-def create_state(
+def plan_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
@@ -98,8 +98,11 @@ def create_state(
     size: int,
     seed: int,
     ema_decay: float | None = None,
-) -> tuple[TrainState, PyTree]:
-    """The first state, born sharded (no device holds more than its part), and its shardings."""
+) -> tuple[Callable[[], TrainState], TrainState]:
+    """-> function that makes the first state, and that state's shapes with their shardings.
+
+    It is born sharded: no device holds more than its part. A run that goes on never makes it.
+    """
 
     def create() -> TrainState:
         inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(seconds, size)]
@@ -113,8 +116,14 @@ def create_state(
             ema=None if ema_decay is None else jax.tree.map(jnp.copy, params),
         )
 
-    shardings = state_shardings(jax.eval_shape(create), mesh)
-    return jax.jit(create, out_shardings=shardings)(), shardings
+    shapes = jax.eval_shape(create)
+    shardings = state_shardings(shapes, mesh)
+    shapes = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return jax.jit(create, out_shardings=shardings), shapes
 
 
 def resize_label(

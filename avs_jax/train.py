@@ -81,7 +81,7 @@ def train(config, workdir, distributed=False):
 
     # ---------------------------------------------------------------- model and state
     model = build_model(config)
-    shapes = state.init_shapes(model, config.data.seconds, config.data.size)
+    variables = state.init_shapes(model, config.data.seconds, config.data.size)
     settings = config.optimizer.to_dict()
     schedule = optim.make_schedule(
         settings.pop("learning_rate"),
@@ -89,8 +89,8 @@ def train(config, workdir, distributed=False):
         warmup_steps=settings.pop("warmup_steps"),
         decay=settings.pop("decay"),
     )
-    optimizer = optim.make_optimizer(shapes["params"], schedule, **settings)
-    train_state, shardings = state.create_state(
+    optimizer = optim.make_optimizer(variables["params"], schedule, **settings)
+    create_state, state_shapes = state.plan_state(
         model,
         optimizer,
         mesh,
@@ -99,17 +99,16 @@ def train(config, workdir, distributed=False):
         seed=config.seed,
         ema_decay=config.ema_decay,
     )
-    logs.say(f"{config.model.name}: {state.count_params(train_state.params):,} parameters")
+    logs.say(f"{config.model.name}: {state.count_params(state_shapes.params):,} parameters")
 
-    # ---------------------------------------------------------------- restore, or start from
-    # weights
-    restored = checkpoints.restore(train_state, batches)
-    if restored is not None:
-        train_state = restored
+    # ---------------------------------------------------------------- go on, or start
+    train_state = checkpoints.restore(state_shapes, batches)
+    if train_state is not None:
         logs.say(f"going on at step {int(train_state.step)} of {steps}")
         for line in checkpoints.changed:
             logs.say(f"changed since: {line}")
     else:
+        train_state = create_state()
         given = {name: path for name, path in config.init_from.items() if path}
         if given:
             variables, report = merge_init(
@@ -132,7 +131,10 @@ def train(config, workdir, distributed=False):
     normalization = get_normalization(config.model.backbone)
     model_loss = functools.partial(get_loss(config.model.name), **config.loss.to_dict())
     size_schedule = config.size_schedule or ((0, config.data.size),)
-    shapes = state.batch_shapes(config.batch_size, config.data.seconds, config.data.size, clips)
+    batch_shapes = state.batch_shapes(
+        config.batch_size, config.data.seconds, config.data.size, clips
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, state_shapes)
     compiled = {}
     for first, size in size_schedule:
         step_fn = state.make_train_step(
@@ -147,7 +149,7 @@ def train(config, workdir, distributed=False):
             accumulate=config.accumulate,
             ema_decay=config.ema_decay,
         )
-        names = jax.eval_shape(step_fn, train_state, shapes)[1].keys()
+        names = jax.eval_shape(step_fn, state_shapes, batch_shapes)[1].keys()
         totals = state.empty_totals(names, mesh)
         began = time.monotonic()
         counted = jax.jit(
@@ -155,7 +157,7 @@ def train(config, workdir, distributed=False):
             donate_argnums=(0, 1),
             out_shardings=(shardings, sharding.replicated(mesh)),
         )
-        compiled[first] = counted.lower(train_state, totals, shapes).compile()
+        compiled[first] = counted.lower(state_shapes, totals, batch_shapes).compile()
         logs.say(f"train step for {size} x {size} compiled in {time.monotonic() - began:.1f} s")
 
     # ---------------------------------------------------------------- evaluation
@@ -184,7 +186,7 @@ def train(config, workdir, distributed=False):
     log_began, log_step = loop_began, start
     for step in range(start + 1, steps + 1):
         batch, ids = pipeline.to_device(next(batches), clips)
-        batch = {name: batch[name] for name in shapes}
+        batch = {name: batch[name] for name in batch_shapes}
         recent_ids.append((step, ids))
         run_step = compiled[max(first for first in compiled if first < step)]
         train_state, totals = run_step(train_state, totals, batch)

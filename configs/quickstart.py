@@ -1,4 +1,4 @@
-"""A small AVESFormer that learns to listen in about five minutes on two CPU cores.
+"""A small AVESFormer that learns to listen in minutes on two CPU cores.
 
     python -m avs_jax.train --config configs/quickstart.py --workdir DIR
 

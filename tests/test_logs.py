@@ -2,6 +2,8 @@
 
 import json
 
+from tensorboardX.proto.event_pb2 import Event
+
 from avs_jax.logs import Logs
 
 
@@ -28,6 +30,30 @@ def test_rewind_drops_later_lines_and_a_cut_one(tmp_path):
     logs.rewind(2)
     logs.close()
     assert [line["step"] for line in read(tmp_path)] == [1, 2]
+
+
+def read_events(path):
+    """Records of an event file: length u64, its checksum u32, the event, its checksum u32."""
+    content, start, events = path.read_bytes(), 0, []
+    while start < len(content):
+        size = int.from_bytes(content[start : start + 8], "little")
+        events.append(Event.FromString(content[start + 12 : start + 12 + size]))
+        start += size + 16
+    return events
+
+
+def test_rewind_purges_later_points_from_tensorboard(tmp_path):
+    for steps in ((1, 2, 3), (3, 4)):
+        logs = Logs(tmp_path)
+        logs.rewind(steps[0] - 1)
+        for step in steps:
+            logs.write(step, {"train/loss": float(step)})
+        logs.close()
+    files = tmp_path.joinpath("tensorboard").iterdir()
+    purges = [
+        event.step for file in files for event in read_events(file) if event.HasField("session_log")
+    ]
+    assert purges == [3]
 
 
 def test_last_gives_the_newest_value(tmp_path):

@@ -160,11 +160,15 @@ def test_what_lies_in_padded_frames_does_not_reach_training():
 def test_state_is_born_with_its_shardings(fsdp):
     mesh = sharding.make_mesh(fsdp=fsdp)
     model = models.get_model(**FIELDS)
-    made, shardings = state.create_state(
+    create_state, shapes = state.plan_state(
         model, optax.adam(1e-3), mesh, seconds=1, size=32, seed=0, ema_decay=0.9
     )
-    placed = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), made, shardings)
-    assert jax.tree.all(placed)
+
+    def is_as_planned(x, shape):
+        equal = (x.shape, x.dtype) == (shape.shape, shape.dtype)
+        return equal and x.sharding.is_equivalent_to(shape.sharding, x.ndim)
+
+    assert jax.tree.all(jax.tree.map(is_as_planned, create_state(), shapes))
 
 
 def test_totals_remember_the_first_bad_step():

@@ -29,6 +29,9 @@ EPSILON_BLOCK = 1e-6  # blocks, end of stage
 dense_init = nn.initializers.truncated_normal(0.02)
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
+# Two passes: gradients through the one-pass variance are off where a mean is far from zero.
+_layer_norm = partial(nn.LayerNorm, use_fast_variance=False)
+
 
 class PatchEmbed(nn.Module):
     """Strided convolution with overlap, then LayerNorm."""
@@ -50,7 +53,7 @@ class PatchEmbed(nn.Module):
             dtype=self.dtype,
             name="proj",
         )(x)
-        return nn.LayerNorm(epsilon=EPSILON_DEFAULT, dtype=self.dtype, name="norm")(x)
+        return _layer_norm(epsilon=EPSILON_DEFAULT, dtype=self.dtype, name="norm")(x)
 
 
 class Attention(nn.Module):
@@ -77,7 +80,7 @@ class Attention(nn.Module):
                 dtype=self.dtype,
                 name="sr",
             )(context)
-            context = nn.LayerNorm(epsilon=EPSILON_DEFAULT, dtype=self.dtype, name="norm")(context)
+            context = _layer_norm(epsilon=EPSILON_DEFAULT, dtype=self.dtype, name="norm")(context)
         key_value = dense(2 * channels, name="kv")(context.reshape(-1, channels))
         key_value = key_value.reshape(n, -1, 2, *heads)  # first half of the channels: keys
         out = jax.nn.dot_product_attention(
@@ -119,7 +122,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h w c"]:
-        norm = partial(nn.LayerNorm, epsilon=EPSILON_BLOCK, dtype=self.dtype)
+        norm = partial(_layer_norm, epsilon=EPSILON_BLOCK, dtype=self.dtype)
         drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)
         attention = Attention(self.num_heads, self.reduction, self.dtype, name="attn")
         mlp = Mlp(self.mlp_ratio * x.shape[-1], self.depthwise, self.dtype, name="mlp")
@@ -180,7 +183,7 @@ class PVTv2(nn.Module):
                     dtype=self.dtype,
                     name=f"block{i + 1}_{j}",
                 )(x, train)
-            x = nn.LayerNorm(epsilon=EPSILON_BLOCK, dtype=self.dtype, name=f"norm{i + 1}")(x)
+            x = _layer_norm(epsilon=EPSILON_BLOCK, dtype=self.dtype, name=f"norm{i + 1}")(x)
             maps.append(x)
         return tuple(maps)
 

@@ -36,6 +36,7 @@ code has 0.1 there too): they are never all in memory. AVSS is ours, see `catr_c
 Published for PVTv2-B5 (mIoU, by third parties): S4 81.4, MS3 59.0, AVSS 32.8.
 """
 
+import functools
 import itertools
 from typing import Any
 
@@ -58,6 +59,7 @@ EPSILON = 1e-5  # PyTorch's default, of every norm but the audio tokens'
 xavier = nn.initializers.xavier_uniform()
 # Query, key and value were one matrix [3d d] when Xavier's bound was taken.
 packed_xavier = nn.initializers.variance_scaling(0.5, "fan_in", "uniform")
+_layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)  # see backbones/pvt_v2.py
 
 
 class DilatedHead(nn.Module):
@@ -137,9 +139,7 @@ def _drop(module, x):
 
 
 def _add_norm(module, x, y, name):
-    return nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False, dtype=module.dtype, name=name)(
-        x + _drop(module, y)
-    )
+    return _layer_norm(epsilon=EPSILON, dtype=module.dtype, name=name)(x + _drop(module, y))
 
 
 def _feed_forward(module, x, norm):
@@ -280,7 +280,11 @@ class PixelDecoder(nn.Module):
                 x = _resize_nearest(x, lateral.shape[1:3]) + side(lateral)
             x = _conv3(width, init, self.dtype, f"conv{i}")(x)
             norm = nn.GroupNorm(
-                self.norm_groups, epsilon=EPSILON, dtype=self.dtype, name=f"norm{i}"
+                self.norm_groups,
+                epsilon=EPSILON,
+                use_fast_variance=False,
+                dtype=self.dtype,
+                name=f"norm{i}",
             )
             x = jax.nn.relu(norm(x))
         return _conv3(self.out_dim, init, self.dtype, "out")(x)
@@ -352,7 +356,7 @@ class CATR(nn.Module):
         if self.freeze_audio:
             sound = jax.lax.stop_gradient(sound)
         audio = nn.Dense(self.dim, dtype=self.dtype, name="audio_tokens")(sound)
-        audio = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="audio_norm")(
+        audio = _layer_norm(epsilon=1e-12, dtype=self.dtype, name="audio_norm")(
             audio
         )  # as published
         audio = nn.Dropout(self.dropout, deterministic=not train)(audio).reshape(b, t, self.dim)
@@ -463,9 +467,7 @@ class CATR(nn.Module):
         x = jnp.broadcast_to(content[:, None], (content.shape[0], *queries.shape))
         rate = self.dropout if train else 0.0
         layer = nn.remat(DecoderLayer) if self.remat else DecoderLayer
-        norm = nn.LayerNorm(
-            epsilon=EPSILON, use_fast_variance=False, dtype=self.dtype, name="decoder_norm"
-        )
+        norm = _layer_norm(epsilon=EPSILON, dtype=self.dtype, name="decoder_norm")
         decoded = []
         for i in range(self.decoder_layers):
             x = layer(self.num_heads, self.hidden, rate, dtype=self.dtype, name=f"decoder{i}")(

@@ -181,7 +181,7 @@ class CrossModalAttention(nn.Module):
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t s d"]]:
         """`select` None: all pixels ask. `frame_mask`: the frames that are looked at; None: all."""
         dim = sounds.shape[-1]
-        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")
+        norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm")
         project = partial(Dense, use_bias=False, dtype=self.dtype)
         a, v = norm(sounds), norm(pixels)
         a = project(3 * dim, name="a_to_qkv")(a).reshape(*a.shape[:-1], 3, self.num_heads, -1)

@@ -15,13 +15,20 @@ pytestmark = pytest.mark.slow  # whole networks at 224 x 224, with gradients
 
 
 @pytest.fixture(scope="module", params=pcmanet.NETWORKS)
-def fixture(request):
-    """Of the scope that makes pytest go through one network after the other."""
-    return request.param
+def evaluated(request):
+    """(fixture, what our network gives in evaluation mode); one network at a time in memory."""
+    return request.param, pcmanet.evaluate(request.param)
 
 
-def test_every_intermediate_equals_the_published_codes(fixture):
-    entries, expected = pcmanet.entries(fixture), fill.expected(fixture)
+@pytest.fixture(scope="module")
+def trained():
+    """What our ResNet-50 network gives in training mode."""
+    return pcmanet.train()
+
+
+def test_every_intermediate_equals_the_published_codes(evaluated):
+    fixture, ours = evaluated
+    entries, expected = ours["entries"], fill.expected(fixture)
     about, wrong = pcmanet.companion(fixture), []
     assert set(expected) == set(entries)
     for name, values in expected.items():
@@ -60,36 +67,37 @@ def wrong_gradients(state, name, tolerance=5e-3):
     return wrong
 
 
-def test_gradients_in_evaluation_mode_equal_the_published_codes(fixture):
-    name, ours = f"{fixture}_eval_grads", pcmanet.evaluated(fixture)
+def test_gradients_in_evaluation_mode_equal_the_published_codes(evaluated):
+    fixture, ours = evaluated
+    name = f"{fixture}_eval_grads"
     np.testing.assert_allclose(ours["losses"][:4], pcmanet.companion(name)["losses"], atol=1e-4)
     assert not wrong_gradients(ours["state"], name)
 
 
-def test_gradients_in_training_mode_equal_the_published_codes():
-    name, ours = "pcmanet_resnet50_s4_train", pcmanet.trained()
-    np.testing.assert_allclose(ours["losses"][:4], pcmanet.companion(name)["losses"], atol=1e-4)
-    np.testing.assert_allclose(ours["outputs"]["kept"], pcmanet.companion(name)["per"], atol=1e-6)
-    assert not wrong_gradients(ours["state"], name)
+def test_gradients_in_training_mode_equal_the_published_codes(trained):
+    name, about = "pcmanet_resnet50_s4_train", pcmanet.companion("pcmanet_resnet50_s4_train")
+    np.testing.assert_allclose(trained["losses"][:4], about["losses"], atol=1e-4)
+    np.testing.assert_allclose(trained["outputs"]["kept"], about["per"], atol=1e-6)
+    assert not wrong_gradients(trained["state"], name)
 
 
-def test_logits_in_training_mode_equal_the_published_codes():
+def test_logits_in_training_mode_equal_the_published_codes(trained):
     expected = fill.expected("pcmanet_resnet50_s4_train")
     for k in pcmanet.STAGES:
-        logits = pcmanet.maps(pcmanet.trained()["outputs"]["stage_logits"][k - 1])
+        logits = pcmanet.maps(trained["outputs"]["stage_logits"][k - 1])
         reference = expected[f"output_conv{k}"]
         tolerance = 1e-4 * reference.std() + 1e-5
         np.testing.assert_allclose(logits, reference, rtol=0, atol=tolerance)
 
 
-def test_running_statistics_equal_the_published_codes_up_to_the_variances_bias():
+def test_running_statistics_equal_the_published_codes_up_to_the_variances_bias(trained):
     fixture, sizes = "pcmanet_resnet50_s4", {"1": 56, "2": 28, "3": 14, "4": 7}
     unused = re.compile(r"resnet\.layer[34]_2\..*|gf4\.seq2\..*|.*num_batches_tracked")
     for entry, reference in fill.expected(f"{fixture}_train").items():
         name = entry.removeprefix("buffer/")
         if name == entry or unused.fullmatch(name):
             continue
-        ours, before = pcmanet.trained()["state"][name], fill.weight(name, reference.shape)
+        ours, before = trained["state"][name], fill.weight(name, reference.shape)
         if name.endswith("running_var") and not name.startswith("resnet"):
             # PyTorch's running variance is the unbiased one, Flax's the biased one.
             stage = next(c for c in name if c.isdigit())

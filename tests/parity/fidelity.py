@@ -138,9 +138,9 @@ def pcmanet_entries(fixture: str) -> Entries:
 
 def catr_entries(fixture: str) -> Entries:
     """Every activation that the CATR fixture stores and that reaches an output."""
-    from tests.models import test_catr_parity as parity
+    from tests.parity import catr
 
-    _, entries, _, _ = parity.run(fixture)
+    entries, _, _ = catr.run(fixture)
     return {name: x for name, x in entries.items() if name != "inference.query"}
 
 

@@ -3,9 +3,7 @@
 Layout there: maps [frames channels h w], tokens [frames tokens channels], frames clip by clip.
 """
 
-import functools
 import json
-import re
 
 import flax.linen as nn
 import jax
@@ -66,9 +64,7 @@ def variables_of(fixture, gains=None):
 
 def to_torch(fixture, tree):
     """Parameters or gradients, and statistics -> by the reference's names, in its layout."""
-    state = convert.to_torch("pcmanet", tree, **NETWORKS[fixture])
-    # `to_torch` writes torchvision's names; the reference has layers 3 and 4 twice.
-    return {re.sub(r"^(resnet\.layer[34])\.", r"\1_1.", name): x for name, x in state.items()}
+    return convert.to_torch("pcmanet", tree, **NETWORKS[fixture])
 
 
 def keep_statistics(call, args, kwargs, context):
@@ -79,9 +75,14 @@ def keep_statistics(call, args, kwargs, context):
 
 
 def is_stored(module, method):
-    """Which modules' outputs the fixtures hold: all of the decoder, some of the backbones."""
-    backbone = module.path[:1] == ("backbone",)
-    return method == "__call__" and (not backbone or "/".join(module.path) in CAPTURED)
+    """Which modules' outputs the fixtures hold, about: some of the backbone, blocks of the decoder.
+
+    Keeping those of all modules would take gigabytes.
+    """
+    path = module.path
+    if path[:1] == ("backbone",):
+        return "/".join(path) in CAPTURED
+    return len(path) > 0 and path[-1] not in ("conv", "norm") and method == "__call__"
 
 
 def run(fixture, variables, frames, log_mel, target, *, train=False):
@@ -107,7 +108,7 @@ def run(fixture, variables, frames, log_mel, target, *, train=False):
                 log_mel,
                 train=train,
                 mutable=["batch_stats", "intermediates"],
-                capture_intermediates=is_stored,
+                capture_intermediates=False if train else is_stored,
             )
         value, parts = loss(outputs, batch)
         return value, (parts, outputs, state)
@@ -120,28 +121,30 @@ def run(fixture, variables, frames, log_mel, target, *, train=False):
     )
     losses = [float(parts[f"output{k}"]) for k in STAGES]
     zeros = {"audio_backbone": jax.tree.map(jnp.zeros_like, frozen)}
+    learnt = {"params": gradients | zeros, "batch_stats": state["batch_stats"]}
     return {
         "losses": np.array([*losses, float(value)]),
         "outputs": outputs,
-        "sown": traverse_util.flatten_dict(state["intermediates"], sep="/"),
-        "state": to_torch(
-            fixture, {"params": gradients | zeros, "batch_stats": state["batch_stats"]}
-        ),
+        "sown": traverse_util.flatten_dict(state.get("intermediates", {}), sep="/"),
+        "state": to_torch(fixture, learnt),
     }
 
 
-@functools.lru_cache(maxsize=1)  # hundreds of megabytes each
-def evaluated(fixture):
-    """A fixture of the evaluation mode; one clip of five frames."""
+def evaluate(fixture):
+    """A fixture of the evaluation mode, one clip of five frames -> what `run` gives, `entries`."""
     frames = fill.uniform("pcmanet/frames", (5, 3, 224, 224), -2, 2)
     log_mel = fill.uniform("pcmanet/audio", (5, 1, 96, 64), -4, 1)
     target = fill.uniform("pcmanet/mask", (1, 224, 224)) > 0.5
     inputs = np.moveaxis(frames, 1, -1)[None], log_mel[None, :, 0]
-    return run(fixture, variables_of(fixture), *inputs, target)
+    ours = run(fixture, variables_of(fixture), *inputs, target)
+    sown = ours.pop("sown")
+    of_backbone = resnet_entries if "resnet" in fixture else pvt_entries
+    entries = decoder_entries(ours["outputs"], sown) | of_backbone(sown)
+    entries["losses"] = ours["losses"]
+    return ours | {"entries": {name: np.asarray(x) for name, x in entries.items()}}
 
 
-@functools.cache
-def trained():
+def train():
     """The training fixture: batch statistics in the decoder, two clips of blocky frames."""
     fixture = "pcmanet_resnet50_s4"
     low = fill.uniform("pcmanet/a_train_frames", (10, 3, 14, 14), -2, 2)
@@ -219,8 +222,4 @@ def decoder_entries(outputs, sown):
 
 def entries(fixture):
     """Every entry of a fixture, whole, in the published code's layout."""
-    ours = evaluated(fixture)
-    of_backbone = resnet_entries if "resnet" in fixture else pvt_entries
-    found = decoder_entries(ours["outputs"], ours["sown"]) | of_backbone(ours["sown"])
-    found["losses"] = ours["losses"]
-    return {name: np.asarray(x) for name, x in found.items()}
+    return evaluate(fixture)["entries"]
