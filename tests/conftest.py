@@ -3,8 +3,10 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling is what most tests spend their time on: no optimisation.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 ).strip()
 
 from jaxtyping import install_import_hook

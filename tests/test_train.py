@@ -53,7 +53,8 @@ def run(data_dir, tmp_path_factory):
         command += [f"--config.{name}={value}" for name, value in fields.items()]
         variables = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
             "JAX_COMPILATION_CACHE_DIR": cache,
         }
         if environment:

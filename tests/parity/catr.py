@@ -131,7 +131,7 @@ def inputs(fixture, dtype):
 def run(fixture, dtype=np.float32):
     """-> our activations by the published names, total loss, terms by layer."""
     with jax.enable_x64(dtype == np.float64):
-        model = models.get_model("catr", backbone=BACKBONES[fixture], dtype=dtype)
+        model = models.get_model("catr", backbone=BACKBONES[fixture], dtype=np.dtype(dtype).name)
 
         @jax.jit
         def forward(variables, frames, log_mel, batch):
@@ -194,7 +194,7 @@ def gradients(dtype=np.float32):
     with jax.enable_x64(dtype == np.float64):
         variables, frames, log_mel = inputs(fixture, dtype)
         sound = variables["params"].pop("audio_backbone")
-        model = models.get_model("catr", backbone=BACKBONES[fixture], dtype=dtype)
+        model = models.get_model("catr", backbone=BACKBONES[fixture], dtype=np.dtype(dtype).name)
 
         @jax.jit
         def compute(params, sound, statistics, frames, log_mel, batch):
