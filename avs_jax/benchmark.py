@@ -129,7 +129,9 @@ def list_variants(args: argparse.Namespace) -> list[tuple[str, dict]]:
         if args.compare:
             # A comma parts fields, but not the numbers of a [list].
             texts = re.split(r",(?![^\[]*\])", args.compare)
-            variants.append((args.compare, base | parse_fields(name, "--compare", texts)))
+            variants.append(
+                (f"{name} {args.compare}", base | parse_fields(name, "--compare", texts))
+            )
     return variants
 
 

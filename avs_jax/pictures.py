@@ -86,10 +86,11 @@ class Network:
         normalization = get_normalization(loaded.config.model.backbone)
 
         def inputs(batch):
+            exists = batch["frame_mask"]
             pair = model_inputs(
-                batch["frames"], batch["waveform"], normalization, data.size, data.alignment
+                batch["frames"], batch["waveform"], normalization, data.size, data.alignment, exists
             )
-            return *pair, batch["frame_mask"]
+            return *pair, exists
 
         self.names = find_class_names(loaded)
         self.model = loaded.model

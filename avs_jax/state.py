@@ -136,6 +136,13 @@ def resize_label(
     return jax.image.resize(label, (*label.shape[:2], size, size), "nearest")
 
 
+def split_batch(x: Array, parts: int, mesh: Mesh) -> Array:
+    """[b ...] -> [parts b/parts ...]; a part has every parts-th clip: devices keep theirs."""
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    spec = PartitionSpec(None, ("data", "fsdp"))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
 def make_train_step(
     model: nn.Module,
     loss: Callable,
@@ -178,12 +185,6 @@ def make_train_step(
 
     grad_of = jax.grad(loss_of, has_aux=True)
 
-    def split(x):
-        # Part i takes every accumulate-th clip: each device keeps the clips it has.
-        x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
-        spec = PartitionSpec(None, ("data", "fsdp"))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
     def accumulated(state, batch, rng):
         def part(carry, xs):
             grads, batch_stats = carry
@@ -198,7 +199,10 @@ def make_train_step(
         (grads, batch_stats), parts = jax.lax.scan(
             part,
             (zeros, state.batch_stats),
-            (jnp.arange(accumulate), jax.tree.map(split, batch)),
+            (
+                jnp.arange(accumulate),
+                jax.tree.map(lambda x: split_batch(x, accumulate, mesh), batch),
+            ),
         )
         return grads, (jax.tree.map(lambda x: x.mean(0), parts), batch_stats)
 

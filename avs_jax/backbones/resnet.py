@@ -13,7 +13,6 @@ Deviation: Flax keeps the biased batch variance in its running statistics, PyTor
 (n / (n - 1) times as large). It matters for tiny batches only and never in evaluation.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,6 @@ from flax import linen as nn
 from avs_jax.types import Array, Float
 
 EPSILON = 1e-5  # PyTorch's BatchNorm2d
-Init = Callable[..., Any]
 # torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu")
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

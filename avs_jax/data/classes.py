@@ -21,8 +21,7 @@ _NAMES = """
 CLASS_NAMES = tuple(_NAMES.split())
 NUM_CLASSES = len(CLASS_NAMES)  # 71
 
-# In the `a_obj` column beside the class names: what is heard but not seen, and one misspelling.
-OFF_SCREEN = "off-the-screen"
+# In the `a_obj` column beside the class names.
 _SPELLINGS = {"h orse": "horse"}
 
 

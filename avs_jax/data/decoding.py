@@ -40,6 +40,7 @@ def _decode_png(data: bytes) -> np.ndarray | None:
     """None for what has not 8 bits of grey or RGB, or is damaged."""
     if not hasattr(_own, "png"):
         _own.png = av.CodecContext.create("png", "r")
+        _own.png.options = {"err_detect": "crccheck+explode"}  # or damage passes for a picture
         _own.png.thread_count = 1  # more of them would answer a picture late
     packet = av.Packet(data)
     packet.is_keyframe = True  # or it would be added to the picture before it

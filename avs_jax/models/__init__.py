@@ -19,6 +19,7 @@ MODELS: dict[str, tuple[ModuleType, type[nn.Module]]] = {
     "catr": (catr, catr.CATR),
     "pcmanet": (pcmanet, pcmanet.PCMANet),
 }
+DTYPES = ("float32", "bfloat16", "float64")  # the last one under jax.enable_x64, to study rounding
 
 
 def _find(name: str) -> tuple[ModuleType, type[nn.Module]]:
@@ -43,18 +44,21 @@ def get_model(
       name: a key of MODELS.
       backbone, audio_backbone: keys of `avs_jax.backbones.BACKBONES`.
       num_classes: 1 for "does it sound?" (S4, MS3), 71 for AVSS.
-      dtype: compute dtype, "float32" or "bfloat16"; parameters, statistics and logits stay float32.
+      dtype: compute dtype, one of DTYPES; parameters, statistics and logits stay as they are,
+        float32.
       remat: recompute blocks in the backward pass, to save memory.
       **fields: further fields of the model's module.
 
     Raises:
-      UnknownNameError: unknown model, backbone or field.
+      UnknownNameError: unknown model, backbone, field or dtype.
     """
     _, network = _find(name)
     known = {f.name for f in dataclasses.fields(network)} - {"parent", "name"}
     for field in fields:
         if field not in known:
             raise errors.unknown_name(f"field of model {name!r}", field, known)
+    if dtype not in DTYPES:
+        raise errors.unknown_name("dtype", dtype, DTYPES)
     compute = jnp.dtype(dtype)
     return network(
         backbone=get_backbone(backbone, dtype=compute, remat=remat),

@@ -356,9 +356,8 @@ class CATR(nn.Module):
         if self.freeze_audio:
             sound = jax.lax.stop_gradient(sound)
         audio = nn.Dense(self.dim, dtype=self.dtype, name="audio_tokens")(sound)
-        audio = _layer_norm(epsilon=1e-12, dtype=self.dtype, name="audio_norm")(
-            audio
-        )  # as published
+        norm = _layer_norm(epsilon=1e-12, dtype=self.dtype, name="audio_norm")  # as published
+        audio = norm(audio)
         audio = nn.Dropout(self.dropout, deterministic=not train)(audio).reshape(b, t, self.dim)
 
         pictures = frames.reshape(b * t, height, width, 3)

@@ -488,12 +488,3 @@ def loss(
         total += weight * auxiliary.get(name, 0.0)
     kept = dict(zip(("kept4", "kept3", "kept2"), outputs["kept"], strict=True))
     return total, parts | auxiliary | kept
-
-
-def confidence_maps(outputs: dict[str, PyTree]) -> Bool[Array, "b 3 t h w"]:
-    """The masks of stages 4, 3, 2 at frame size, for pictures: True = uncertain, still asked."""
-    size = outputs["logits"].shape[2]
-    masks = [
-        m.repeat(size // m.shape[2], 2).repeat(size // m.shape[2], 3) for m in outputs["masks"]
-    ]
-    return jnp.stack(masks, axis=1)

@@ -4,10 +4,13 @@ The expected numbers come from the PyTorch implementation with weights rebuilt f
 (tests/parity/fill.py), one clip.
 """
 
+import re
+
 import numpy as np
 import pytest
 
 from avs_jax import convert
+from avs_jax.convert_tables import TABLES
 from tests.parity import catr, fill
 
 pytestmark = pytest.mark.slow  # whole networks at 224 x 224 and 448 x 448, with gradients
@@ -128,6 +131,9 @@ def test_converted_weights_return_to_pytorch_without_a_change():
     fixture = "catr_resnet50_s4"
     state = fill.weights(fixture)
     back = convert.to_torch("catr", catr.variables_of(fixture), backbone="resnet50")
+    ignored = re.compile("|".join(TABLES["catr"](backbone="resnet50").ignore))
+    used = {name for name in state if not ignored.fullmatch(name)}
+    assert {name for name in back if not name.startswith("audio_backbone.")} == used
     for name, value in back.items():
         if not name.startswith("audio_backbone."):
             np.testing.assert_array_equal(value, state[name])

@@ -20,6 +20,11 @@ def test_unknown_field_lists_the_known_ones():
         models.get_model("avesformer", dmi=32)
 
 
+def test_unknown_dtype_lists_the_known_ones():
+    with pytest.raises(errors.UnknownNameError, match=r"unknown dtype 'half'; known: .*bfloat16"):
+        models.get_model("avesformer", dtype="half")
+
+
 def test_import_needs_jax_and_flax_alone():
     # What flax brings along (optax, numpy, ...) may be there; nothing else of ours may.
     code = """

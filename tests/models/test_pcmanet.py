@@ -218,18 +218,6 @@ def test_without_masking_other_tokens_ask_and_the_answer_changes(fill_variables)
     assert float(jnp.abs(ours - unmasked).max()) > 1e-3
 
 
-def test_confidence_maps_show_the_masks_at_frame_size(fill_variables):
-    inputs = small_inputs()
-    outputs = apply(*make(fill_variables), *inputs)
-    maps = pcmanet.confidence_maps(outputs)
-    assert maps.shape == (1, 3, 3, 64, 64)
-    for stage, (mask, stride) in enumerate(zip(outputs["masks"], (32, 16, 8), strict=True)):
-        np.testing.assert_array_equal(maps[:, stage, :, ::stride, ::stride], mask)
-
-
-# ---------------------------------------------------------------- the whole network
-
-
 @pytest.mark.parametrize(
     ("t", "height", "width", "num_classes"), [(10, 32, 96, 71), (1, 96, 32, 1)]
 )
