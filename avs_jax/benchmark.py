@@ -130,7 +130,7 @@ def list_variants(args: argparse.Namespace) -> list[tuple[str, dict]]:
             # A comma parts fields, but not the numbers of a [list].
             texts = re.split(r",(?![^\[]*\])", args.compare)
             variants.append(
-                (f"{name} {args.compare}", base | parse_fields(name, "--compare", texts))
+                (f"{name}:{args.compare}", base | parse_fields(name, "--compare", texts))
             )
     return variants
 

@@ -40,7 +40,7 @@ def test_benchmark_prints_what_a_model_costs(capsys):
 def test_two_variants_stand_side_by_side(capsys):
     benchmark.main([*TINY, "--compare=late_hidden=32,head_widths=[8,4]"])
     header, *lines, summary = capsys.readouterr().out.splitlines()
-    assert header.split() == ["avesformer", "late_hidden=32,head_widths=[8,4]", "ratio"]
+    assert header.split() == ["avesformer", "avesformer:late_hidden=32,head_widths=[8,4]", "ratio"]
     figures = json.loads(summary)
     first, second = figures["rows"]
     assert second["params_head"] > first["params_head"]
@@ -60,7 +60,7 @@ def test_compared_variant_has_the_other_fields_of_the_first():
     (_, first), (label, second) = parse(
         "--model=avesformer", "--field=dim=32", "--compare=head_widths=[8,8],dtype=bfloat16"
     )
-    assert label == "head_widths=[8,8],dtype=bfloat16"
+    assert label == "avesformer:head_widths=[8,8],dtype=bfloat16"
     assert second == first | {"head_widths": (8, 8), "dtype": "bfloat16"}
     assert first["dim"] == 32 and first["dtype"] == "float32"
 
