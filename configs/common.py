@@ -90,6 +90,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.augment.flip = 0.0  # the chance of it
     config.data.augment.scale = (1.0, 1.0)  # of the frame before a random crop
     config.data.augment.centre = False  # the middle square, as AVSBench trains on AVSS
+    config.data.augment.rotate = 0.0  # degrees, either way, about the middle
+    config.data.augment.zoom = (1.0, 1.0)  # about the middle, black outside
+    config.data.augment.shear = 0.0  # degrees, either way
     config.data.augment.brightness = 0.0  # strength of the jitter, 0 to 1
     config.data.augment.contrast = 0.0
     config.data.augment.saturation = 0.0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from avs_jax import checkpoint, errors, optim, state
+from avs_jax.data import transforms
 from configs import common
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,20 @@ def test_config_builds_its_model_and_optimiser(name):
     for field in ("learning_rate", "warmup_steps", "decay"):
         del settings[field]
     optim.make_optimizer(params, lambda _: 1.0, **settings)
+
+
+@pytest.mark.parametrize("subset", ["s4", "ms3", "avss"])
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"quickstart"}))
+def test_augmentation_of_every_row_is_understood(name, subset):
+    config = load(name, f"subset={subset}")
+    steps = transforms.train_transforms(config.data.size, **config.data.augment.to_dict())
+    assert transforms.Flip(config.data.augment.flip) in steps
+
+
+def test_catr_turns_shrinks_and_shears_as_published():
+    config = load("catr", "subset=s4")
+    steps = transforms.train_transforms(config.data.size, **config.data.augment.to_dict())
+    assert transforms.Affine(20.0, (0.5, 1.0), 10.0) in steps
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,54 @@ def _cut(pictures: np.ndarray, top: int, left: int, side: int, outside) -> np.nd
 
 
 @dataclasses.dataclass(frozen=True)
+class Affine(grain.transforms.RandomMap):
+    """Turns, zooms and shears the picture about its middle, as torchvision's RandomAffine.
+
+    Frames and masks take the nearest pixel; what lies outside is black, and background.
+
+    Attributes:
+      rotate: the angle in degrees is drawn from -rotate to rotate.
+      zoom: (low, high) of the scale, drawn uniformly.
+      shear: along x; the angle in degrees is drawn from -shear to shear.
+    """
+
+    rotate: Number = 0.0
+    zoom: Range = (1.0, 1.0)
+    shear: Number = 0.0
+
+    def __post_init__(self):
+        _check_range("zoom", self.zoom, 0.05)
+        for name, most in (("rotate", 180), ("shear", 80)):
+            if not 0 <= getattr(self, name) <= most:
+                raise errors.BadValueError(
+                    f"{name}={getattr(self, name)}: wanted 0 to {most} degrees."
+                )
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        angle, shear = np.deg2rad([self.rotate, self.shear]) * rng.uniform(-1, 1, 2)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        matrix = rng.uniform(*self.zoom) * turn @ np.array([[1, -np.tan(shear)], [0, 1]])
+        out = dict(element)
+        for key in ("frames", *MASKS):
+            if key in element:
+                out[key] = warp(element[key], matrix)
+        return out
+
+
+def warp(pictures: np.ndarray, matrix: Float[np.ndarray, "2 2"]) -> np.ndarray:
+    """[t h w ...] with (x, y) about the middle moved to matrix @ (x, y); 0 where nothing was."""
+    height, width = pictures.shape[1:3]
+    middle = np.array([width, height]) / 2
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    back = (np.stack([x, y], axis=-1) - middle) @ np.linalg.inv(matrix).T + middle
+    columns, rows = np.moveaxis(np.floor(back).astype(int), -1, 0)
+    outside = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)
+    warped = pictures[:, rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    warped[:, outside] = 0
+    return warped
+
+
+@dataclasses.dataclass(frozen=True)
 class Flip(grain.transforms.RandomMap):
     """Mirrors left and right, with a chance of `chance`."""
 
@@ -259,6 +307,9 @@ def train_transforms(
     flip: Number = 0.5,
     scale: Range = (1.0, 1.0),
     centre: bool = False,
+    rotate: Number = 0.0,
+    zoom: Range = (1.0, 1.0),
+    shear: Number = 0.0,
     brightness: Number = 0.0,
     contrast: Number = 0.0,
     saturation: Number = 0.0,
@@ -275,8 +326,10 @@ def train_transforms(
         raise errors.BadValueError(
             f"scale={tuple(scale)} needs a random piece; leave it at (1, 1) or centre at False."
         )
+    affine = Affine(rotate, tuple(zoom), shear)
     return [
         Drop(("objects", "num_objects")),
+        *([] if affine == Affine() else [affine]),
         CentreCrop(size) if centre else ScaleCrop(size, tuple(scale)),
         Flip(flip),
         ColourJitter(brightness, contrast, saturation),

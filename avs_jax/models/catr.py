@@ -147,7 +147,9 @@ def _feed_forward(module, x, norm):
         return nn.Dense(width, kernel_init=xavier, dtype=module.dtype, name=name)
 
     flat = x.reshape(-1, x.shape[-1])  # two dimensions, see MultiHeadAttention
-    hidden = _drop(module, jax.nn.relu(dense(module.hidden, "linear1")(flat)))
+    hidden = dense(module.hidden, "linear1")(flat)
+    # A ReLU. As a maximum XLA's CPU program keeps its zeros, the size of `hidden`, in memory.
+    hidden = _drop(module, jnp.where(hidden <= 0, 0.0, hidden))
     return _add_norm(module, x, dense(x.shape[-1], "linear2")(hidden).reshape(x.shape), norm)
 
 

@@ -64,11 +64,68 @@ def test_scale_and_crop_keep_frames_and_masks_aligned(scale, seed):
     assert not cropped["label"][outside].any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_warp_is_pillows_affine_about_the_middle(seed):
+    example, draw = make_example(48, 64), rng(seed)
+    matrix = draw.uniform(-1, 1, (2, 2)) + np.eye(2)
+    inverse, middle = np.linalg.inv(matrix), np.array([32, 24])
+    coefficients = np.concatenate([inverse, (middle - inverse @ middle)[:, None]], axis=1).ravel()
+    for key in ("frames", "objects"):
+        warped = transforms.warp(example[key], matrix)
+        for index in range(3):
+            expected = Image.fromarray(example[key][index]).transform(
+                (64, 48), Image.Transform.AFFINE, tuple(coefficients), Image.Resampling.NEAREST
+            )
+            # Pillow's fixed-point numbers put a pixel on the border of two into the other one.
+            same = warped[index] == np.asarray(expected)
+            assert same.mean() > 0.999
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_affine_moves_frames_and_masks_together(seed):
+    example = make_example(48, 64)
+    moved = transforms.Affine(20, (0.5, 1.0), 10).random_map(example, rng(seed))
+    assert moved["label"].dtype == np.int32
+    np.testing.assert_array_equal(moved["label"], moved["objects"])
+    inside = moved["frames"].any(-1)
+    np.testing.assert_array_equal(
+        moved["frames"][..., 0], np.where(inside, 20 * moved["label"] + 10, 0)
+    )
+    assert not moved["label"][~inside].any()
+    assert (moved["frames"] != example["frames"]).any()
+
+
+def test_affine_turns_zooms_and_shears_within_its_bounds():
+    x, y = np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5)
+    # A thin horizontal and a thin vertical bar through the middle tell both axes' directions.
+    for name, bar in (("across", np.abs(y) < 1), ("down", np.abs(x) < 1)):
+        element = {"frames": np.repeat(bar[None, ..., None], 3, -1).astype(np.uint8)}
+        found = []
+        for seed in range(60):
+            moved = transforms.Affine(30, (0.5, 1.0), 10).random_map(element, rng(seed))
+            rows, columns = np.nonzero(moved["frames"][0, ..., 0])
+            along = (rows - 31.5, columns - 31.5)[:: 1 if name == "down" else -1]
+            found.append((np.degrees(np.arctan(np.polyfit(*along, 1)[0])), np.ptp(along[0])))
+        angles, lengths = np.transpose(found)
+        most = 30 if name == "across" else 40  # shear tilts what is upright
+        assert -most - 1 < angles.min() < -15 and 15 < angles.max() < most + 1
+        assert lengths.min() < 40 and lengths.max() > 50
+
+
+def test_affine_is_left_out_unless_asked_for():
+    kinds = [type(t) for t in transforms.train_transforms(24)]
+    assert transforms.Affine not in kinds
+    affine = transforms.train_transforms(24, rotate=20, zoom=[0.5, 1.0], shear=10)[1]
+    assert affine == transforms.Affine(20, (0.5, 1.0), 10)
+
+
 def test_one_draw_is_shared_by_all_frames_of_a_clip():
     example = make_example(48, 64)
     example["label"][:] = example["label"][0]
     example["frames"][:] = example["frames"][0]
-    for transform in transforms.train_transforms(32, scale=(0.7, 1.5), brightness=0.4)[1:4]:
+    for transform in transforms.train_transforms(32, scale=(0.7, 1.5), rotate=20, brightness=0.4)[
+        1:5
+    ]:
         example = transform.random_map(example, rng(5))
     for key in ("frames", "label"):
         np.testing.assert_array_equal(example[key][1], example[key][0])
@@ -88,7 +145,7 @@ def test_transforms_leave_their_input_alone():
     example = make_example()
     before = {key: np.copy(value) for key, value in example.items()}
     for transform in transforms.train_transforms(
-        16, flip=1.0, scale=(0.7, 1.4), brightness=0.3, gain_db=(-6, 6), gain_chance=1
+        16, flip=1.0, scale=(0.7, 1.4), rotate=20, brightness=0.3, gain_db=(-6, 6), gain_chance=1
     )[1:]:
         transform.random_map(example, rng(1))
     transforms.Resize(13).map(example)
@@ -175,6 +232,9 @@ def test_evaluation_without_a_size_changes_nothing():
         (lambda: transforms.Gain((3, -3)), "decibels"),
         (lambda: transforms.ColourJitter(contrast=1.5), "contrast=1.5"),
         (lambda: transforms.Flip(2), "chance=2"),
+        (lambda: transforms.Affine(200), "rotate=200"),
+        (lambda: transforms.Affine(zoom=(0, 1)), "zoom"),
+        (lambda: transforms.Affine(shear=-5), "shear=-5"),
     ],
 )
 def test_numbers_out_of_range_are_refused(make, said):
