@@ -8,10 +8,10 @@
 Machines differ and drift, so compare within one call: in every round each model runs once, in turn
 forwards and backwards, and times are medians over rounds after one that is not counted. A run is
 from frames and waveform to masks' logits: log-mel and the sound backbone are in it; log-mel is
-timed apart as well. FLOPs (a multiply-add is two), bytes touched and memory come from the compiled
-program's own analysis, so they hold for this platform's program. On CPU the most memory that the
-process ever had in RAM is told as well: Python, compiling, weights and all models of the call. One
-JSON line at the end.
+timed apart as well, and so are the metrics of a clip. FLOPs (a multiply-add is two), bytes touched
+and memory come from the compiled program's own analysis, so they hold for this platform's program.
+On CPU the most memory that the process ever had in RAM is told as well: Python, compiling, weights
+and all models of the call. One JSON line at the end.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from avs_jax import audio, errors, sharding, state
+from avs_jax import audio, errors, metrics, sharding, state
 from avs_jax.backbones import get_normalization
 from avs_jax.models import MODELS, get_model
 
@@ -62,12 +62,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     times = time_rounds([variant.run for variant in variants], args.runs, "rounds")
     log_mel = jax.jit(functools.partial(audio.log_mel, num_patches=args.seconds))
     sound = time_rounds([functools.partial(log_mel, batch["waveform"])], args.runs, "log-mel")
+    judged = time_rounds([functools.partial(judge, *make_masks(args))], args.runs, "metrics")
     rows = [v.figures() | time_figures(x, args) for v, x in zip(variants, times, strict=True)]
 
     about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about |= {k: getattr(args, k) for k in ("backbone", "audio_backbone", "size", "seconds")}
     about |= {"batch_size": args.batch_size, "dtype": args.dtype}
     about |= {"log_mel_seconds": float(np.median(sound))}
+    about |= {"metrics_seconds_clip": float(np.median(judged))}
     about |= {"peak_resident_megabytes": peak_resident_bytes() / 1e6}
     if len(rows) == 2:
         low, middle, high = np.quantile(times[1] / times[0], (0.25, 0.5, 0.75))
@@ -77,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         print(make_table(rows))
     print(
-        f"log-mel alone {about['log_mel_seconds'] * 1e3:.1f} ms a batch; the process had at most "
+        f"log-mel alone {about['log_mel_seconds'] * 1e3:.1f} ms a batch, IoU and F-measure "
+        f"{about['metrics_seconds_clip'] * 1e3:.1f} ms a clip; the process had at most "
         f"{about['peak_resident_megabytes']:.0f} MB in RAM"
     )
     print(json.dumps(about | {"rows": rows}))
@@ -186,6 +189,18 @@ def make_batch(args: argparse.Namespace) -> dict[str, jax.Array]:
         "waveform": jnp.asarray(rng.uniform(-0.5, 0.5, (b, 16_000 * t)), jnp.float32),
         "frame_mask": jnp.ones((b, t), bool),
     }
+
+
+def make_masks(args: argparse.Namespace) -> tuple[jax.Array, jax.Array]:
+    """Logits and target f32[t h w] of a clip, for the metrics."""
+    rng = np.random.default_rng(0)
+    logits, target = rng.standard_normal((2, args.seconds, args.size, args.size), np.float32)
+    return jnp.asarray(logits), jnp.asarray(target > 1, jnp.float32)
+
+
+def judge(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """AVSBench's two figures of a clip."""
+    return metrics.mask_iou(logits, target), metrics.max_f_measure(logits, target)
 
 
 class Variant:

@@ -3,7 +3,7 @@ r"""Converts published PyTorch weights to this library's, and back.
     python -m avs_jax.convert resnet50 resnet50-0676ba61.pth --output weights/resnet50
     python -m avs_jax.convert vggish vggish-10086976.pth --output weights/vggish
     python -m avs_jax.convert pcmanet PCMANet_S4.pth --audio-backbone vggish-10086976.pth \
-        --field backbone=resnet50 --output weights/pcmanet
+        --field backbone=resnet50 --field groups=4 --output weights/pcmanet
     python -m avs_jax.convert resnet50 weights/resnet50 --to-torch --output resnet50.safetensors
 
 FILE is a .pth, .pt or .safetensors file with a state_dict, or a checkpoint that wraps one. With
@@ -180,18 +180,37 @@ def _convert(
     return flat, ignored, {kind: found for kind, found in problems.items() if found}
 
 
-def _looks_like(state_dict: Mapping[str, Any]) -> str | None:
-    """The network whose table takes the most of this file, if it takes most of it."""
-    best, most = None, 0.0
-    for network, make_table in TABLES.items():
-        placed, _ = _place(make_table(), _strip(state_dict))
+def _looks_like(state_dict: Mapping[str, Any], network: str, fields: dict) -> str | None:
+    """The published network that takes the most of this file, if it takes most of it.
+
+    None if that is `network` with these `fields` after all.
+    """
+    best, best_shapes, most = None, None, 0.0
+    for other, variant in ((name, variant) for name in TABLES for variant in _variants(name)):
+        chosen = (fields if other == network else {}) | variant
+        placed, _ = _place(TABLES[other](**chosen), _strip(state_dict))
         if sum(bool(places) for places in placed.values()) < 0.8 * max(1, len(placed)):
             continue
-        flat, _, problems = _convert(make_table(), target_shapes(network), state_dict)
+        shapes = target_shapes(other, **chosen)
+        flat, _, problems = _convert(TABLES[other](**chosen), shapes, state_dict)
         fits = len(flat) / (len(flat) + sum(map(len, problems.values())))
         if fits > most:
-            best, most = network, fits
-    return best if most > 0.5 else None
+            best, best_shapes, most = (other, variant), shapes, fits
+    if most <= 0.5 or best_shapes == target_shapes(network, **fields):
+        return None
+    name, variant = best
+    described = ", ".join(f"{field}={value}" for field, value in variant.items())
+    return f"{name} with {described}" if variant else name
+
+
+def _variants(network: str) -> list[dict[str, Any]]:
+    """The fields that tell the published files of a network apart."""
+    if network in BACKBONES:
+        return [{}]
+    variants = [{"backbone": name} for name in ("resnet50", "pvt_v2_b5")]
+    if network == "pcmanet":
+        variants = [v | {"groups": groups} for v in variants for groups in (8, 4)]
+    return variants
 
 
 def from_torch(
@@ -215,8 +234,8 @@ def from_torch(
     shapes = target_shapes(network, **fields)
     flat, _, problems = _convert(TABLES[network](**fields), shapes, state_dict)
     if problems:
-        looks = _looks_like(state_dict)
-        hint = f" (it looks like {looks})" if looks and looks != network else ""
+        looks = _looks_like(state_dict, network, fields)
+        hint = f" (it looks like {looks})" if looks else ""
         found = "; ".join(
             f"{len(names)} {kind}: {list_names(names)}" for kind, names in problems.items()
         )

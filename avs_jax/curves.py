@@ -27,7 +27,7 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
       NotFoundError: no such log.
       BadValueError: the log holds no train/loss and no score.
     """
-    curves = _read_curves(log)
+    curves = read_curves(log)
     losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in _NO_LOSS}
     scores = {n: c for n, c in curves.items() if _SCORE.fullmatch(n)}
     if not losses and not scores:
@@ -49,8 +49,8 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
     figure.savefig(picture, metadata={"Software": None})
 
 
-def _read_curves(log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> (steps, values)."""
+def read_curves(log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> (steps, values); a line that is cut off is left out. NotFoundError: no such log."""
     if not os.path.exists(log):
         raise errors.NotFoundError(f"no log {str(log)!r}; a run writes WORKDIR/metrics.jsonl.")
     points: dict[str, dict[int, float]] = {}

@@ -40,7 +40,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from avs_jax import errors, modes, report, sharding, sounds, state
+from avs_jax import __version__, curves, errors, modes, report, sharding, sounds, state
 from avs_jax.backbones import get_normalization
 from avs_jax.checkpoint import Loaded, open_model
 from avs_jax.data import classes, open_split, pipeline, scenes, transforms
@@ -62,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise errors.BadValueError("--original_size works on one host; leave out --distributed.")
     # Clips of their original size do not fit into one batch: one clip at a time, on one device.
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1] if args.original_size else None)
+    if args.batch_size is None:
+        config.eval.batch_size = sharding.round_up(config.eval.batch_size, mesh)
     sharding.check_batch_size(config.eval.batch_size, mesh, "--batch_size")
+    if jax.process_index() == 0:
+        report.check_writable(output_folder(args))
     data = config.data
     source = open_split(data.name, data.subset, config.eval.split, data.data_dir)
     folder = None
@@ -123,7 +127,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", help="where the data set is built, if not where it was")
     add("--output", metavar="DIR", help="folder for the results (default: the checkpoint's)")
     add("--distributed", action="store_true", help="one of several hosts (jax.distributed)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.f_batch_videos < 1:
+        raise errors.BadValueError(f"--f_batch_videos={args.f_batch_videos}: wanted 1 or more.")
+    return args
 
 
 # ------------------------------------------------------------------------------------------ inputs
@@ -143,6 +150,11 @@ def override(
         if args.data_dir is not None:
             config.data.data_dir = args.data_dir
     return config
+
+
+def output_folder(args: argparse.Namespace) -> epath.Path:
+    """Where results are written."""
+    return epath.Path(args.output or args.checkpoint)
 
 
 def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -277,17 +289,18 @@ def describe(
         "model": config.model.name,
         "data": f"{config.data.name}/{config.data.subset}/{config.eval.split}",
         "size": config.data.size,
+        "batch_size": config.eval.batch_size,
         "scored_at": "original size" if args.original_size else "model size",
         "checkpoint": str(args.checkpoint),
         "step": loaded.step,
         "config_hash": hashlib.sha256(words.encode()).hexdigest()[:12],
+        "avs_jax": __version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     log = epath.Path(args.checkpoint) / "metrics.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    trained = [line["train/seconds"] for line in lines if "train/seconds" in line]
-    if trained:
-        about["train/seconds"] = round(trained[-1], 1)
+    trained = curves.read_curves(log).get("train/seconds") if log.exists() else None
+    if trained is not None:
+        about["train/seconds"] = round(float(trained[1][-1]), 1)
     return about
 
 
@@ -341,7 +354,7 @@ def present(
     text = "\n".join(filter(None, tables))
     print(f"\n{text}\n{json.dumps(results)}")
     text = "\n".join(filter(None, [text, report.table_of_classes(details)]))  # too long to print
-    report.write(epath.Path(args.output or args.checkpoint), results, details, text)
+    report.write(output_folder(args), results, details, text)
 
 
 if __name__ == "__main__":

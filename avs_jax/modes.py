@@ -95,6 +95,10 @@ def strict(records: Records) -> dict[str, float]:
         figures[name] = values.mean()
         figures[f"{name}_nobg"] = values[1:].mean()
         figures[f"{name}_present"] = values[present].mean()
+    blank = records.use & (records["labelled"][..., 0] == records["pixels"])
+    if blank.any():  # frames in which nothing sounds
+        hits = records["inter"][..., 0][blank]
+        figures["miou_empty"] = (hits / records["pixels"][blank]).mean(dtype=np.float64)
     return _floats(figures)
 
 
@@ -178,15 +182,19 @@ def per_class(records: Records) -> dict[str, np.ndarray]:
 
 
 def groups(records: Records) -> dict[str, Records]:
-    """The same records by subset, by number of sources, by second, and without the first second.
+    """The same records by subset, number of sources, class, second, and without the first second.
 
-    Only groupings that tell something apart are there, and only groups with frames in use.
+    By class where each clip has a single one (S4; AVSS has per-class figures of its own). Only
+    groupings that tell something apart are there, and only groups with frames in use.
     """
     subsets = np.asarray([clip.subset for clip in records.clips])
     numbers = [clip.num_sources for clip in records.clips]
     sources = np.asarray(["unknown" if n is None else str(n) for n in numbers])
     found = {}
-    for title, values in (("subset", subsets), ("sources", sources)):
+    groupings = {"subset": subsets, "sources": sources}
+    if records.kind == "binary" and all(len(clip.sounding) == 1 for clip in records.clips):
+        groupings["class"] = np.asarray([min(clip.sounding) for clip in records.clips])
+    for title, values in groupings.items():
         if len(set(values.tolist())) > 1:
             for value in sorted(set(values.tolist())):
                 found[f"{title}_{value}"] = records.only(clips=values == value)
@@ -200,7 +208,10 @@ def groups(records: Records) -> dict[str, Records]:
 def intervals(
     records: Records, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals of `summary`'s miou and f_measure: clips drawn with replacement."""
+    """95 % bootstrap intervals of figures of `summary`, by name: clips drawn with replacement.
+
+    Of miou, f_measure and, binary, f_measure_set (`strict`'s F).
+    """
     _require_frames(records)
     kept = np.flatnonzero(records.use.any(1))
     rng = np.random.default_rng(seed)
@@ -213,6 +224,11 @@ def intervals(
             "miou": weights @ iou / (weights @ used.sum(1)),
             "f_measure": weights @ _video_f(records)[kept] / len(kept),
         }
+        nonempty = _split_empty(records)[0][kept]
+        if nonempty.any():
+            curves = np.einsum("cti,ct->ci", records["curve"][kept].astype(np.float64), nonempty)
+            counts = np.maximum(weights @ nonempty.sum(1), 1)
+            draws["f_measure_set"] = (weights @ curves).max(1) / counts
     else:
         draws = {}
         for name, score in zip(("miou", "f_measure"), _class_scores(records), strict=True):

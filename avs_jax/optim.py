@@ -109,7 +109,7 @@ def make_optimizer(
     decays = jax.tree.map(
         lambda value, p: float(p.ndim > 1) if value < 0 else value, decays, params
     )
-    frozen = apply_rules([(p, 1.0) for p in freeze], params, 0.0, "optimizer.freeze")
+    frozen = _find_frozen(params, freeze)
     labels = jax.tree.map(lambda value: "frozen" if value else "trained", frozen)
 
     steps = [cores[name](), _decay_by(weight_decay, decays), _scale_by(rates)]
@@ -117,6 +117,16 @@ def make_optimizer(
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     trained = optax.chain(*steps, optax.scale_by_learning_rate(schedule))
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_parts(params: PyTree, freeze: Sequence[str]) -> list[str]:
+    """The parts of a model (its top-level modules) of which nothing learns."""
+    frozen = _find_frozen(params, freeze)
+    return [part for part, values in frozen.items() if all(jax.tree.leaves(values))]
+
+
+def _find_frozen(params, freeze):
+    return apply_rules([(p, 1.0) for p in freeze], params, 0.0, "optimizer.freeze")
 
 
 def _decay_by(weight_decay: float, factors: PyTree) -> optax.GradientTransformation:

@@ -89,6 +89,27 @@ def table_of_classes(details: Mapping[str, Any]) -> str:
     return make_table("strict, by class", list(next(iter(rows.values()))), rows)
 
 
+def check_writable(output: epath.Path) -> None:
+    """Makes the folder and writes to it once, so that hours of work are not lost at their end.
+
+    Raises:
+      BadValueError: the folder cannot be made or written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _not_writable(output, error) from error
+
+
+def _not_writable(output, error):
+    return errors.BadValueError(
+        f"--output {output} is not writable ({error.strerror}); name a folder that is."
+    )
+
+
 def write(output: epath.Path, results: Mapping[str, Any], details: Mapping, text: str) -> None:
     """results.json (one flat line), results.md, and details.json where there are any.
 
@@ -102,9 +123,7 @@ def write(output: epath.Path, results: Mapping[str, Any], details: Mapping, text
         if details:
             (output / "details.json").write_text(json.dumps(details, indent=1) + "\n")
     except OSError as error:
-        raise errors.BadValueError(
-            f"--output {output} is not writable ({error.strerror}); name a folder that is."
-        ) from error
+        raise _not_writable(output, error) from error
 
 
 class MaskFolder:

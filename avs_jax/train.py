@@ -42,11 +42,15 @@ def main(argv):
         raise errors.BadValueError(f"unknown argument {argv[1]!r}; see --help.")
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise errors.BadValueError("--config FILE[:arguments] and --workdir DIR are needed.")
-    train(_CONFIG.value, _WORKDIR.value, _DISTRIBUTED.value)
+    stop = threading.Event()
+    if not _DISTRIBUTED.value:  # else jax.distributed has its own handler
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    train(_CONFIG.value, _WORKDIR.value, _DISTRIBUTED.value, stop)
 
 
-def train(config, workdir, distributed=False):
+def train(config, workdir, distributed=False, stop=None):
     started = time.monotonic()
+    stop = stop or threading.Event()
 
     # ---------------------------------------------------------------- devices and folder
     quiet_libraries()
@@ -117,6 +121,13 @@ def train(config, workdir, distributed=False):
             train_state = train_state.with_variables(variables)
             for line in report:
                 logs.say(line)
+        for part in optim.frozen_parts(train_state.params, config.optimizer.freeze):
+            if part not in given and "model" not in given:
+                logs.say(
+                    f"CAREFUL: {part} starts from random numbers and never learns (optimizer.freeze"
+                    f"); give it weights: --config.init_from.{part}=DIR (of `python -m "
+                    'avs_jax.convert`, see README, "Fidelity")'
+                )
     start = int(train_state.step)
     if start >= steps:
         logs.say(f"nothing to do: step {start} of {steps} is reached; more with --config.steps")
@@ -175,9 +186,6 @@ def train(config, workdir, distributed=False):
     )
 
     # ---------------------------------------------------------------- loop
-    stop = threading.Event()
-    if not distributed:  # else jax.distributed has its own handler
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
     seconds_before = logs.last("train/seconds", 0.0)
     recent_ids = deque(maxlen=config.log_every)
     loop_began = time.monotonic()
@@ -222,7 +230,8 @@ def train(config, workdir, distributed=False):
             logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             name = f"{split_name(config.eval.split)}/miou"
             checkpoints.save_if_best(train_state, name, float(scores[name]))
-        if save:
+            stopping = stopping or stop.is_set()
+        if save or stopping:
             checkpoints.save(train_state, batches)
         if step % config.log_every == 0 or evaluate or save:
             log_began, log_step = time.monotonic(), step
@@ -237,6 +246,9 @@ def train(config, workdir, distributed=False):
 def check_config(config, mesh) -> None:
     """Raises BadValueError for numbers that cannot work, before anything is read or compiled."""
     sharding.check_batch_size(config.batch_size, mesh)
+    for name in ("steps", "epochs"):
+        if config[name] is not None and config[name] < 1:
+            raise errors.BadValueError(f"{name}={config[name]}: wanted 1 or more.")
     if config.accumulate < 1 or config.batch_size % config.accumulate:
         raise errors.BadValueError(
             f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}; use a "
@@ -248,6 +260,12 @@ def check_config(config, mesh) -> None:
         raise errors.BadValueError(
             f"size_schedule={config.size_schedule}: wanted ((0, size), (later step, size), ...)."
         )
+    for name in ("num_tags", "num_semantic"):
+        if 0 < config.model.get(name, 0) < config.model.num_classes - 1:
+            raise errors.BadValueError(
+                f"model.{name}={config.model[name]}: the head is to name the "
+                f"{config.model.num_classes - 1} classes but background; use that many, or 0."
+            )
     if "own" not in config.eval.sounds:
         raise errors.BadValueError(
             f"eval.sounds={config.eval.sounds}: training keeps the best model by its score with "
@@ -291,7 +309,8 @@ def parse_flags(argv):
     """absl's parser, after a look at --config: its own errors for a typo there are stack traces.
 
     Raises:
-      NotFoundError, UnknownNameError, BadValueError: no such file, field or argument.
+      NotFoundError, UnknownNameError, BadValueError: no such file, field, argument or flag; a value
+        of another type.
     """
     spec, fields = None, []
     for i, argument in enumerate(argv):
@@ -302,7 +321,10 @@ def parse_flags(argv):
             fields.append(name.removeprefix("config."))
     if spec:
         check_fields(read_config(spec), fields)
-    return flags.FLAGS(argv)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise errors.BadValueError(f"{error} (see --help)") from error
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def fill_small_recipe(
     """
     config.batch_size = 8
     config.steps = steps
-    if small_first:
+    if small_first and steps > 1:
         config.size_schedule = ((0, 64), (steps * 3 // 4, 96))
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = learning_rate
@@ -194,8 +194,11 @@ def fill_small_recipe(
     config.optimizer.warmup_steps = warmup_steps
     config.optimizer.decay = "cosine"
 
-    config.model.num_tags = 10
-    config.model.num_semantic = 10
+    # The auxiliary heads name what sounds: all classes but background. In S4 and MS3 of AVSBench
+    # labels have no names.
+    named = 10 if config.data.name == "sounding_shapes" else config.model.num_classes - 1
+    config.model.num_tags = named
+    config.model.num_semantic = named
     config.loss.tag_weight = 1.0
     config.loss.semantic_weight = 0.25
 

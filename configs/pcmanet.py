@@ -9,9 +9,10 @@ listed at the head of avs_jax/models/pcmanet.py); data = avsbench, sounding_shap
 small_resnet and the small recipe, unless another backbone is named); steps: of the small recipe.
 
 The published recipe: Adam 1e-4 for everything but VGGish, no decay, no schedule, no augmentation, 4
-clips a step, 15 / 30 / 60 epochs on S4 / MS3 / AVSS, validation after each; binary cross-entropy +
-IoU (AVSS: cross-entropy) of four outputs, on S4 of the first frame only. Start from ImageNet's
-weights: `--config.init_from.backbone=DIR --config.init_from.audio_backbone=DIR`.
+clips a step, 15 / 30 / 60 epochs on S4 / MS3 / AVSS, validation after each (published on AVSS: from
+the 15th on after every other one); binary cross-entropy + IoU (AVSS: cross-entropy) of four
+outputs, on S4 of the first frame only. Start from ImageNet's weights:
+`--config.init_from.backbone=DIR --config.init_from.audio_backbone=DIR`.
 
 Not run here on AVSBench, which has to be asked for. Memory of a training step in float32, measured
 on a CPU: PVTv2-B5 9 GB for one clip of five frames, ResNet-50 4.5 GB for two;

@@ -22,7 +22,10 @@ prepare_environment() {
     local python
     python=$(find_python) || return 1
     echo "== making .venv with $("$python" --version)" >&2
-    "$python" -m venv "$root/.venv"
+    if ! "$python" -m venv "$root/.venv"; then
+      rm -rf "$root/.venv" # half of one would be taken for a whole one
+      return 1
+    fi
   fi
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "== installing avs_jax${extra:+[$extra]} (about a minute)" >&2

@@ -11,12 +11,12 @@ for argument in "$@"; do
   # A path: that alone.
   [[ $argument == -* ]] || exec python -m pytest "$@"
 done
-# Whole published networks with gradients take 12 GB: each file of them in a process of its own, and
-# beside the other tests where the memory is there for it.
-large=(tests/models/test_catr_parity.py tests/models/test_pcmanet_parity.py)
-run_large() {
+# Half of the time goes into three files: each in a process of its own (whole published networks with
+# gradients take 12 GB), beside the other tests where the memory is there for it.
+long=(tests/models/test_catr_parity.py tests/models/test_pcmanet_parity.py tests/test_train.py)
+run_long() {
   local status=0
-  for file in "${large[@]}"; do
+  for file in "${long[@]}"; do
     python -m pytest "$@" "$file" || status=1
   done
   return $status
@@ -28,13 +28,13 @@ if [ "$limit" != max ] && [ $((limit >> 30)) -lt "${available:-0}" ]; then avail
 if [ "${available:-0}" -ge 18 ]; then
   log=$(mktemp)
   set -m # a group of its own, so that all of it ends with this
-  run_large "$@" >"$log" 2>&1 &
+  run_long "$@" >"$log" 2>&1 &
   set +m
   trap "kill -- -$! 2>/dev/null || true; cat '$log'; rm -f '$log'" EXIT
-  python -m pytest "$@" "${large[@]/#/--ignore=}" || status=1
+  python -m pytest "$@" "${long[@]/#/--ignore=}" || status=1
   wait $! || status=1
 else
-  run_large "$@" || status=1
-  python -m pytest "$@" "${large[@]/#/--ignore=}" || status=1
+  run_long "$@" || status=1
+  python -m pytest "$@" "${long[@]/#/--ignore=}" || status=1
 fi
 exit $status

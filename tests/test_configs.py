@@ -55,6 +55,26 @@ def test_config_builds_its_model_and_optimiser(name):
     optim.make_optimizer(params, lambda _: 1.0, **settings)
 
 
+def test_quickstart_of_one_step_sees_one_size():
+    assert not load("quickstart", "steps=1").size_schedule
+    assert load("quickstart", "steps=8").size_schedule == ((0, 64), (6, 96))
+
+
+@pytest.mark.parametrize("name", ["catr", "pcmanet"])
+@pytest.mark.parametrize(
+    "data, classes",
+    [
+        ("sounding_shapes,subset=ms3", 10),
+        ("sounding_shapes,subset=avss", 10),
+        ("avsbench,subset=s4", 0),
+        ("avsbench,subset=avss", 70),
+    ],
+)
+def test_auxiliary_heads_name_the_classes_that_labels_have(name, data, classes):
+    config = load(name, f"data={data},backbone=small_resnet")
+    assert config.model.num_tags == config.model.num_semantic == classes
+
+
 @pytest.mark.parametrize("subset", ["s4", "ms3", "avss"])
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"quickstart"}))
 def test_augmentation_of_every_row_is_understood(name, subset):

@@ -15,6 +15,7 @@ import torch
 
 from avs_jax import convert, errors
 from avs_jax.weights import load_converted, unflatten
+from tests.parity import fill
 
 
 def make_state(network, **fields):
@@ -165,6 +166,32 @@ def test_other_networks_file_is_recognised(resnet18):
         convert.ConversionError, match=r"does not fit vggish \(it looks like resnet18"
     ):
         convert.from_torch("vggish", resnet18)
+
+
+@pytest.mark.parametrize(
+    "file, network, hint",
+    [
+        ("catr_pvt_s4", "catr", "catr with backbone=pvt_v2_b5"),
+        ("catr_resnet50_s4", "pcmanet", "catr with backbone=resnet50"),
+        ("pcmanet_resnet50_s4", "pcmanet", "pcmanet with backbone=resnet50, groups=4"),
+        ("pcmanet_pvt_s4", "vggish", "pcmanet with backbone=pvt_v2_b5, groups=8"),
+    ],
+)
+def test_models_file_is_recognised_with_its_fields(file, network, hint):
+    # Shapes are what counts; one zero in memory stands for all values.
+    state_dict = {
+        f"{prefix}{name}": np.broadcast_to(np.float32(0), shape)
+        for prefix, manifest in (("", file), ("audio_backbone.", "vggish"))
+        for name, shape in fill.manifest(manifest).items()
+    }
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.from_torch(network, state_dict)
+    assert f"does not fit {network} (it looks like {hint}):" in str(caught.value)
+
+
+def test_incomplete_file_of_the_wanted_network_gets_no_guess(resnet18):
+    error = problems_of({name: x for name, x in resnet18.items() if not name.startswith("bn1.")})
+    assert "looks like" not in str(error)
 
 
 def test_file_of_no_known_network_gets_no_guess():

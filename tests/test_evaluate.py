@@ -42,7 +42,7 @@ def make_config(data_dir, subset="ms3"):
     )
     config.data.size = 32
     config.data.data_dir = data_dir
-    config.eval.batch_size = 8
+    config.eval.batch_size = 6  # evaluation makes it a multiple of the eight devices
     return config.lock()
 
 
@@ -58,7 +58,7 @@ def save_run(workdir, config, fill_variables):
     checkpoints.save_if_best(train_state, "validation/miou", 0.5)
     checkpoints.close()
     line = json.dumps({"step": 7, "train/seconds": 12.34})
-    (workdir / "metrics.jsonl").write_text(line + "\n")
+    (workdir / "metrics.jsonl").write_text(f'{line}\n{{"step": 8, "tra')  # a run that was killed
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_results_say_what_they_are_of(evaluated):
     assert results["clips"] == CLIPS and results["size"] == 32 and results["step"] == 7
     assert results["data"] == "sounding_shapes/ms3/test" and results["model"] == "avesformer"
     assert results["params"] > 1000 and results["train/seconds"] == 12.3
-    assert len(results["config_hash"]) == 12
+    assert len(results["config_hash"]) == 12 and results["batch_size"] == 8
 
 
 def test_table_has_a_column_for_each_sound(evaluated):
@@ -300,6 +300,10 @@ def test_missing_data_is_refused(run, tmp_path):
 
 def test_batch_size_that_the_devices_cannot_share_is_refused(run):
     _refuse(run, errors.BadValueError, r"--batch_size=3 .* 8 devices", "--batch_size", "3")
+
+
+def test_batches_of_no_videos_are_refused_before_work_starts(run):
+    _refuse(run, errors.BadValueError, "--f_batch_videos=0: wanted 1", "--f_batch_videos=0")
 
 
 def test_unwritable_output_is_refused(run, tmp_path):

@@ -143,6 +143,16 @@ def test_strict_leaves_out_padded_frames_and_the_background():
     assert figures["miou_present"] == pytest.approx(1)
 
 
+def test_strict_tells_semantic_frames_without_a_sound_apart():
+    logits = np.zeros((1, 2, 2, 2, 3), np.float32)
+    logits[..., 0] = 1.0
+    logits[0, 0, 0, 0, 2] = 2.0  # a quarter of the first frame is marked
+    label = np.zeros((1, 2, 2, 2), np.int32)
+    label[0, 1] = 1
+    assert modes.strict(_records(logits, label))["miou_empty"] == pytest.approx(3 / 4)
+    assert "miou_empty" not in modes.strict(_records(logits[:, 1:], label[:, 1:]))
+
+
 def test_binary_dataset_figures_are_made_of_summed_pixels():
     logits, label, use = _random(seed=3)
     mask, truth = (logits > 0)[use], (label > 0)[use]
@@ -228,6 +238,17 @@ def test_groups_tell_subsets_sources_and_seconds_apart():
     assert found["second_1_on"].use.sum() == use[:, 1:].sum()
 
 
+def test_clips_of_one_class_each_are_grouped_by_it():
+    logits, label, use = _random(seed=6, clips=3)
+    clips = [Clip(name, sounding=frozenset({name[:3]})) for name in ("dog1", "cat1", "dog2")]
+    found = modes.groups(_records(logits, label, use, clips=clips))
+    assert {name for name in found if "class" in name} == {"class_cat", "class_dog"}
+    assert found["class_dog"].use.sum() == use[[0, 2]].sum()
+    clips[1] = Clip("b", sounding=frozenset({"cat", "dog"}))
+    found = modes.groups(_records(logits, label, use, clips=clips))
+    assert not any("class" in name for name in found)
+
+
 def test_groups_of_one_are_left_out():
     logits, label, _ = _random(seed=6, clips=3)
     assert not any(
@@ -250,6 +271,7 @@ def test_interval_holds_the_figure_and_is_the_same_every_time(classes):
     records = _records(*_random(seed=8, clips=30, classes=classes))
     figures = modes.summary(records)
     found = modes.intervals(records, resamples=300)
+    assert set(found) == {"miou", "f_measure"} | ({"f_measure_set"} if classes == 1 else set())
     for name, (low, high) in found.items():
         assert low < figures[name] < high
     assert found == modes.intervals(records, resamples=300)

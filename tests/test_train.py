@@ -218,6 +218,7 @@ def test_loaded_model_has_the_saved_bits(whole_run):
         (["--config=configs/avesformer.py:sub=s4"], "unknown config argument 'sub'; known: backb"),
         (["--config=configs/avesformer.py:subset"], "is not of the form name=value"),
         (["--config=configs/nothing.py"], "no config file 'configs/nothing.py'"),
+        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else "",
 )
@@ -236,6 +237,8 @@ def test_a_bad_config_is_refused_with_what_is_known(monkeypatch, arguments, erro
         ({"data.data_dir": "/nowhere"}, "no data directory /nowhere"),
         ({"data.subset": "avss"}, "avss"),
         ({"optimizer.freeze": ("vggish/.*",)}, "optimizer.freeze: the regex 'vggish/.*' decides"),
+        ({"model.num_classes": 71}, "model.num_tags=10: the head is to name the 70 classes"),
+        ({"steps": 0}, "steps=0: wanted 1 or more"),
         ({"optimizer.decay": "linear"}, "unknown learning-rate decay 'linear'; known: constant"),
     ],
     ids=str,

@@ -25,7 +25,8 @@ def attend(
 
     Of the weights [n heads q k] never more than `max_weights` per sequence exist at once; the
     backward pass computes those of a tile again. The limit is per sequence, so that tiles do not
-    shrink with the batch or with the number of devices.
+    shrink with the batch or with the number of devices. Within a tile XLA decides; cuDNN's
+    fused kernel, for half precision alone, is not asked for.
     """
     mask = None if key_mask is None else key_mask[:, None, None, :]
     n, num_queries, heads, dim = query.shape

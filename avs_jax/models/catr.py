@@ -31,8 +31,10 @@ queries, the order of the pyramid (comments in the code claim masks of 56 x 56, 
 
 Deviations that change no published number: any number of frames (the code has 5 hard-coded);
 parameters that never reach an output do not exist (74 tensors, see `convert`); `frame_mask` keeps
-frames that do not exist out of every attention. In training no dropout on attention weights (the
-code has 0.1 there too): they are never all in memory. AVSS is ours, see `catr_criterion`.
+frames that do not exist out of every attention. Two that change training from scratch: no dropout
+on attention weights (the code has 0.1 there too), which are never all in memory; linear layers and
+1x1 convolutions outside of the transformer start as Linen's do, not as PyTorch's. AVSS is ours, see
+`catr_criterion`.
 Published for PVTv2-B5 (mIoU, by third parties): S4 81.4, MS3 59.0, AVSS 32.8.
 """
 

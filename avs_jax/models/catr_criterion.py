@@ -131,7 +131,8 @@ def match_queries(
 ) -> Int[Array, "b m"]:
     """The query of each target: cost = -class probability and -Dice, means over labelled `frames`.
 
-    In a frame where a target is not visible its class is "no object". Carries no gradient.
+    In a frame where a target is not visible its class is "no object" (the published code, which has
+    first frames alone, keeps an empty one's "sounds"). Carries no gradient.
     """
     masks, classes = jax.lax.stop_gradient((masks, classes))
     truth = targets["masks"]

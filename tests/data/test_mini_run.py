@@ -6,36 +6,57 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from avs_jax import evaluate
+from avs_jax import evaluate, weights
+from avs_jax.backbones import get_backbone
 from avs_jax.data import avsbench, classes
 from tests.data import mini_avsbench as mini
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    "model.dim": 16,
-    "model.num_heads": 2,
-    "model.pqg_hidden": 16,
-    "model.early_stages": 0,
-    "model.late_stages": 1,
-    "model.late_hidden": 16,
-    "model.head_widths": "(8,8)",
-    "model.num_tags": 0,
-    "model.num_semantic": 0,
-    "loss.tag_weight": 0.0,
-    "loss.semantic_weight": 0.0,
+    "data.name": "avsbench",
     "data.size": 32,
     "data.num_threads": 0,
-    "size_schedule": "((0,32),)",
+    "data.frame_offset": 15 / 16,
     "batch_size": 2,
+    "steps": 2,
+    "size_schedule": "()",
     "eval.batch_size": 2,
     "eval.every": 2,
 }
+# Each subset with a model of its own, so that every one goes the whole way.
 SETS = {
-    "s4": {"model.num_classes": 1, "data.seconds": 5},
-    "ms3": {"model.num_classes": 1, "data.seconds": 5},
-    "avss": {"model.num_classes": 71, "data.seconds": 10},
+    "s4": {
+        "config": "configs/avesformer.py:subset=s4,backbone=small_resnet",
+        "model.audio_backbone": "audio_cnn",
+        "model.dim": 16,
+        "model.num_heads": 2,
+        "model.pqg_hidden": 16,
+        "model.early_stages": 0,
+        "model.late_stages": 1,
+        "model.late_hidden": 16,
+        "model.norm_groups": 8,
+        "model.head_widths": "(8,8)",
+    },
+    "ms3": {
+        "config": "configs/pcmanet.py:subset=ms3,backbone=small_resnet,corrected=true",
+        "model.dim": 16,
+        "model.num_heads": 2,
+        "model.head_width": 8,
+    },
+    "avss": {
+        "config": "configs/catr.py:subset=avss,backbone=small_resnet,mode=paper",
+        "model.dim": 16,
+        "model.num_heads": 2,
+        "model.hidden": 16,
+        "model.encoder_layers": 2,
+        "model.decoder_layers": 1,
+        "model.pixel_widths": "(16,16,16,8)",
+        "model.mask_dim": 8,
+    },
 }
 
 
@@ -50,20 +71,26 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("xla"))
 
 
+def save_backbone(folder):
+    """Weights of the picture backbone as `convert` writes them."""
+    variables = jax.jit(get_backbone("small_resnet").init)(
+        jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    )
+    source = {"file": "made_up.pth", "sha256": ""}
+    weights.save_converted(folder, "small_resnet", jax.device_get(variables), source)
+
+
 @pytest.fixture(scope="module", params=SETS)
 def results(request, release, cache, tmp_path_factory):
-    """(subset, results.json, details.json) after building, training and evaluating."""
+    """(subset, results.json, details.json, what train printed), from build to evaluation."""
     subset, folder = request.param, tmp_path_factory.mktemp(request.param)
     avsbench.main([subset, str(release), str(folder / "data")])
-    fields = TINY | SETS[subset]
-    fields |= {
-        "data.name": "avsbench",
-        "data.subset": subset,
-        "data.data_dir": folder / "data",
-        "data.frame_offset": 15 / 16,
-    }
-    command = [sys.executable, "-m", "avs_jax.train", "--config", "configs/quickstart.py:steps=2"]
-    command += ["--workdir", folder / "run"]
+    fields = TINY | SETS[subset] | {"data.data_dir": folder / "data"}
+    command = [sys.executable, "-m", "avs_jax.train", "--workdir", folder / "run"]
+    command += ["--config", fields.pop("config")]
+    if subset == "ms3":
+        fields["init_from.backbone"] = folder / "weights"
+        save_backbone(folder / "weights")
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     environment = os.environ | {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
@@ -79,12 +106,12 @@ def results(request, release, cache, tmp_path_factory):
         json.loads((folder / "figures" / name).read_text())
         for name in ("results.json", "details.json")
     )
-    return subset, figures, details
+    return subset, figures, details, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_every_clip_and_frame_of_the_test_split_is_scored(results):
-    subset, figures, _ = results
+    subset, figures, *_ = results
     expected = {"s4": (2, 10), "ms3": (1, 5), "avss": (3, 20)}
     assert (figures["clips"], figures["frames"]) == expected[subset]
 
@@ -99,7 +126,7 @@ def test_families_of_figures_are_there(results, figure):
 
 @pytest.mark.slow
 def test_mixed_set_is_reported_by_subset(results):
-    subset, _, details = results
+    subset, _, details, _ = results
     frames = {name: row["frames"] for name, row in details["groups"].items() if "subset" in name}
     expected = {"subset_v1s": 5, "subset_v1m": 5, "subset_v2": 10}
     assert frames == (expected if subset == "avss" else {})
@@ -109,7 +136,7 @@ def test_mixed_set_is_reported_by_subset(results):
 
 @pytest.mark.slow
 def test_classes_are_reported_by_name_where_there_are_several(results):
-    subset, figures, details = results
+    subset, figures, details, _ = results
     names = classes.CLASS_NAMES if subset == "avss" else ()
     assert tuple(details["classes"]) == names
     if names:
@@ -117,3 +144,11 @@ def test_classes_are_reported_by_name_where_there_are_several(results):
         assert figures["strict/miou"] == pytest.approx(mean)
         # What the three clips show is counted, whether it was found or not.
         assert details["classes"]["frying-food"]["frames"] >= 5
+
+
+@pytest.mark.slow
+def test_where_weights_come_from_is_told(results):
+    subset, *_, printed = results
+    loaded = "parameters of small_resnet from"
+    assert (loaded in printed) == (subset == "ms3")
+    assert ("CAREFUL: audio_backbone starts from random numbers" in printed) == (subset == "s4")

@@ -48,9 +48,19 @@ def test_every_clip_is_in_one_shard(plan):
     assert sorted(names) == [f"clip{index}" for index in range(6)]
 
 
-def test_plan_does_not_follow_the_order_of_the_table(plan, tmp_path):
+def test_training_clips_do_not_follow_the_order_of_the_table(plan, tmp_path):
     clips = [clip for shard in plan for clip in shard.clips]
-    assert shards.plan_shards(tmp_path / "staging", {"test": clips[::-1]}) == plan
+    shuffled = shards.plan_shards(tmp_path, {"train": clips})
+    assert shards.plan_shards(tmp_path, {"train": clips[::-1]}) == shuffled
+    assert [clip for shard in shuffled for clip in shard.clips] != clips
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_evaluated_clips_keep_the_order_of_the_table(plan, tmp_path, split):
+    clips = [clip for shard in plan for clip in shard.clips]
+    for order in (clips, clips[::-1]):
+        planned = shards.plan_shards(tmp_path, {split: order})
+        assert [clip for shard in planned for clip in shard.clips] == order
 
 
 def test_report_counts_what_is_written(plan):
