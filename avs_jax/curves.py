@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from avs_jax import errors
 
@@ -51,14 +52,15 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
 
 def read_curves(log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name -> (steps, values); a line that is cut off is left out. NotFoundError: no such log."""
-    if not os.path.exists(log):
+    log = epath.Path(log)
+    if not log.exists():
         raise errors.NotFoundError(f"no log {str(log)!r}; a run writes WORKDIR/metrics.jsonl.")
     points: dict[str, dict[int, float]] = {}
-    for line in Path(log).read_text().splitlines():
+    for line in log.read_text().splitlines():
         try:
             record = json.loads(line)
             step = record.pop("step")
-        except (ValueError, KeyError, AttributeError):  # the last line of a killed run
+        except (ValueError, KeyError, AttributeError, TypeError):  # the last line of a killed run
             continue
         for name, value in record.items():
             if isinstance(value, int | float):

@@ -65,10 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.batch_size is None:
         config.eval.batch_size = sharding.round_up(config.eval.batch_size, mesh)
     sharding.check_batch_size(config.eval.batch_size, mesh, "--batch_size")
-    if jax.process_index() == 0:
-        report.check_writable(output_folder(args))
     data = config.data
     source = open_split(data.name, data.subset, config.eval.split, data.data_dir)
+    report.check_writable(output_folder(args))
     folder = None
     if args.save_masks:
         folder = report.MaskFolder(args.save_masks, config.model.num_classes)
@@ -106,7 +105,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", required=True, help="WORKDIR of a training run, or converted weights")
     add("--which", default="best", help="best, latest or a step (default: best)")
     add("--config", help="FILE[:arguments], for converted weights or another data set")
-    add("--split", default="test", help="e.g. test, validation, test[:100] (default: test)")
+    add(
+        "--split",
+        default="test",
+        help="e.g. test, validation, test[:100], its first (default: test)",
+    )
     add(
         "--sounds",
         type=names("sound", sounds.SOUNDS),
@@ -345,7 +348,7 @@ def present(
     tables = [report.table_of_sounds(split, by_sound)]
     for family, figures in compute_families(records, args).items():
         results |= {f"{family}/{name}": value for name, value in figures.items()}
-        title = "95 % interval over clips" if family == "interval" else family
+        title = f"95 % interval over clips, of {split}" if family == "interval" else family
         tables.append(report.table_of_figures(title, figures))
     details = report.breakdown(records["own"], class_names(config)) if args.metrics else {}
     tables.append(report.table_of_groups(details))

@@ -30,6 +30,7 @@ def summary(records: Records) -> dict[str, float]:
     if records.kind == "semantic":
         strict_ = strict(records)
         dataset_ = dataset(records)
+        strict_.pop("miou_empty", None)
         return strict_ | {"miou_dataset": dataset_["miou_present"]}
     nonempty, empty = _split_empty(records)
     figures = {

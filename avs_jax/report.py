@@ -49,7 +49,7 @@ def breakdown(records: Records, class_names: Sequence[str] | None) -> dict[str, 
     parts = modes.groups(records)
     details: dict[str, Any] = {
         "groups": {
-            name: {"frames": int(part.use.sum())} | modes.strict(part)
+            _name_class(name, class_names): {"frames": int(part.use.sum())} | modes.strict(part)
             for name, part in parts.items()
         },
         "classes": {},
@@ -70,6 +70,14 @@ def breakdown(records: Records, class_names: Sequence[str] | None) -> dict[str, 
         if used
     }
     return details
+
+
+def _name_class(group, class_names):
+    """class_7 -> class_drum where the data set knows its classes by their ids alone."""
+    kind, _, value = group.partition("_")
+    if kind == "class" and value.isdigit() and class_names:
+        return f"class_{class_names[int(value)]}"
+    return group
 
 
 def table_of_groups(details: Mapping[str, Any]) -> str:
@@ -99,7 +107,7 @@ def check_writable(output: epath.Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process's probe has the same name
     except OSError as error:
         raise _not_writable(output, error) from error
 

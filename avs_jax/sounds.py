@@ -54,7 +54,8 @@ class Heard:
         elif self._sound == "shift":
             example["waveform"] = delay(example["waveform"], int(example["frame_mask"].sum()))
         elif self._sound == "offscreen":
-            example["waveform"] = self._source[self._others[index]]["waveform"]
+            other = self._source[self._others[index]]
+            example["waveform"] = pipeline.borrow_sound(other, len(example["waveform"]))
         return example
 
 

@@ -122,7 +122,7 @@ def train(config, workdir, distributed=False, stop=None):
             for line in report:
                 logs.say(line)
         for part in optim.frozen_parts(train_state.params, config.optimizer.freeze):
-            if part not in given and "model" not in given:
+            if part in config.init_from and part not in given and "model" not in given:
                 logs.say(
                     f"CAREFUL: {part} starts from random numbers and never learns (optimizer.freeze"
                     f"); give it weights: --config.init_from.{part}=DIR (of `python -m "
@@ -170,6 +170,11 @@ def train(config, workdir, distributed=False, stop=None):
         )
         compiled[first] = counted.lower(state_shapes, totals, batch_shapes).compile()
         logs.say(f"train step for {size} x {size} compiled in {time.monotonic() - began:.1f} s")
+        if stop.is_set():
+            logs.say("SIGTERM: nothing new to save; the same command goes on from here")
+            checkpoints.close()
+            logs.close()
+            return
 
     # ---------------------------------------------------------------- evaluation
     forward = state.make_forward(
@@ -235,7 +240,7 @@ def train(config, workdir, distributed=False, stop=None):
             checkpoints.save(train_state, batches)
         if step % config.log_every == 0 or evaluate or save:
             log_began, log_step = time.monotonic(), step
-        if stopping:
+        if stopping and not last:
             logs.say(f"SIGTERM: saved step {step}; the same command goes on from there")
             break
     bar.close()
@@ -246,9 +251,10 @@ def train(config, workdir, distributed=False, stop=None):
 def check_config(config, mesh) -> None:
     """Raises BadValueError for numbers that cannot work, before anything is read or compiled."""
     sharding.check_batch_size(config.batch_size, mesh)
-    for name in ("steps", "epochs"):
-        if config[name] is not None and config[name] < 1:
-            raise errors.BadValueError(f"{name}={config[name]}: wanted 1 or more.")
+    flat = config.to_dict() | {"eval.every": config.eval.every}
+    for name in ("steps", "epochs", "log_every", "eval.every", "checkpoint_every"):
+        if flat[name] is not None and flat[name] < 1:
+            raise errors.BadValueError(f"{name}={flat[name]}: wanted 1 or more.")
     if config.accumulate < 1 or config.batch_size % config.accumulate:
         raise errors.BadValueError(
             f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}; use a "

@@ -47,7 +47,7 @@ def get_config(arguments: str | None = None):
     config.seed = 123
     config.batch_size = 2
     config.epochs = 100
-    # An epoch: 3452, 296, 8498 training clips.
+    # An epoch of AVSBench: 3452, 296, 8498 training clips.
     config.eval.every = {"s4": 1726, "ms3": 148, "avss": 4249}[arg.subset]
     config.eval.batch_size = 2
     config.checkpoint_every = config.eval.every

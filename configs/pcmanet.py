@@ -53,7 +53,7 @@ def get_config(arguments: str | None = None):
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 1e-4
     config.optimizer.freeze = ("audio_backbone/.*",)
-    # An epoch: 3452, 296, 8498 training clips.
+    # An epoch of AVSBench: 3452, 296, 8498 training clips.
     config.eval.every = {"s4": 863, "ms3": 74, "avss": 2125}[arg.subset]
     config.checkpoint_every = config.eval.every
     return common.finish(config)

@@ -132,6 +132,14 @@ def test_sigterm_saves_and_exits_with_0(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_before_the_first_step_ends_the_run_with_nothing_to_save(run, tmp_path):
+    process = run(tmp_path, steps=100_000)
+    wait_for(lambda: (tmp_path / "checkpoints").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: nothing new to save" in finish(process)
+
+
+@pytest.mark.slow
 def test_eight_devices_train_and_evaluate_as_one(run, whole_run, tmp_path):
     finish(run(tmp_path, steps=6, devices=8))
     one, eight = losses(whole_run), losses(tmp_path)
@@ -239,6 +247,7 @@ def test_a_bad_config_is_refused_with_what_is_known(monkeypatch, arguments, erro
         ({"optimizer.freeze": ("vggish/.*",)}, "optimizer.freeze: the regex 'vggish/.*' decides"),
         ({"model.num_classes": 71}, "model.num_tags=10: the head is to name the 70 classes"),
         ({"steps": 0}, "steps=0: wanted 1 or more"),
+        ({"eval.every": 0}, "eval.every=0: wanted 1 or more"),
         ({"optimizer.decay": "linear"}, "unknown learning-rate decay 'linear'; known: constant"),
     ],
     ids=str,

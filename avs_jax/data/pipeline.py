@@ -142,11 +142,20 @@ class _EvalView:
         elif self._sound == "swap":
             # Half the data set away, whatever the batch size or the number of processes.
             other = (index + len(self._source) // 2) % len(self._source)
-            example["waveform"] = self._source[other]["waveform"]
+            example["waveform"] = borrow_sound(self._source[other], len(example["waveform"]))
         example["example_mask"] = np.bool_(is_real)
         if not is_real:
             example["label_mask"] = np.zeros_like(example["label_mask"])
         return example
+
+
+def borrow_sound(other: dict, length: int) -> np.ndarray:
+    """Another clip's sound f32[length], repeated where that clip is shorter (AVSS).
+
+    Its padding is silence, with which a swapped sound would be partly a muted one.
+    """
+    seconds, padded = int(other["frame_mask"].sum()), len(other["frame_mask"])
+    return np.resize(other["waveform"][: len(other["waveform"]) * seconds // padded], length)
 
 
 class EvalBatches:

@@ -206,6 +206,14 @@ def test_swap_gives_the_sound_half_the_set_away_for_any_batch_size(count, proces
             np.testing.assert_array_equal(batch["waveform"][:, 0] - 1, (clip + count // 2) % count)
 
 
+def test_borrowed_sound_is_repeated_where_it_is_shorter():
+    sound = np.arange(1, 9, dtype=np.float32)
+    other = {"waveform": sound * (sound < 5), "frame_mask": np.arange(4) < 2}
+    np.testing.assert_array_equal(pipeline.borrow_sound(other, 8), [1, 2, 3, 4, 1, 2, 3, 4])
+    whole = other | {"waveform": sound, "frame_mask": np.ones(4, bool)}
+    np.testing.assert_array_equal(pipeline.borrow_sound(whole, 8), sound)
+
+
 def test_eval_transforms_apply(source):
     batch = next(
         iter(
