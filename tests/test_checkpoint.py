@@ -195,10 +195,17 @@ def test_load_model_by_step(saved):
 
 
 def test_load_model_falls_back_and_says_so(saved):
-    overwrite(saved / "checkpoints" / "4")
+    overwrite(saved / "checkpoints" / "4" / "model")
     said = []
     assert checkpoint.load_model(str(saved), "latest", said.append).step == 2
     assert "checkpoint checkpoints/4 cannot be read" in said[0], said
+
+
+def test_load_model_reads_a_checkpoint_whose_optimiser_is_lost(saved):
+    overwrite(saved / "checkpoints" / "4" / "optimizer")
+    said = []
+    assert checkpoint.load_model(str(saved), "latest", said.append).step == 4
+    assert said == []
 
 
 def test_load_model_of_a_missing_step_names_those_there_are(saved):
