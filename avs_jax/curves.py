@@ -28,7 +28,10 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
       NotFoundError: no such log.
       BadValueError: the log holds no train/loss and no score.
     """
-    curves = read_curves(log)
+    log = epath.Path(log)
+    if not log.exists():
+        raise errors.NotFoundError(f"no log {str(log)!r}; a run writes WORKDIR/metrics.jsonl.")
+    curves = _read_curves(log)
     losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in _NO_LOSS}
     scores = {n: c for n, c in curves.items() if _SCORE.fullmatch(n)}
     if not losses and not scores:
@@ -50,11 +53,15 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
     figure.savefig(picture, metadata={"Software": None})
 
 
-def read_curves(log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> (steps, values); a line that is cut off is left out. NotFoundError: no such log."""
+def last_value(log: str | os.PathLike, name: str) -> float | None:
+    """The newest value of `name` in a run's log; None if it holds none or there is no log."""
     log = epath.Path(log)
-    if not log.exists():
-        raise errors.NotFoundError(f"no log {str(log)!r}; a run writes WORKDIR/metrics.jsonl.")
+    curves = _read_curves(log) if log.exists() else {}
+    return float(curves[name][1][-1]) if name in curves else None
+
+
+def _read_curves(log: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> (steps, values); a line that is cut off is left out."""
     points: dict[str, dict[int, float]] = {}
     for line in log.read_text().splitlines():
         try:

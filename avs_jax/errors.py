@@ -34,6 +34,31 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}.")
 
 
+def not_writable(option: str, folder: os.PathLike, error: OSError) -> BadValueError:
+    """The error for the folder of a program's `option`, e.g. --workdir."""
+    return BadValueError(
+        f"{option} {folder} is not writable ({error.strerror}); name a folder that is."
+    )
+
+
+def check_writable(option: str, folder: os.PathLike) -> None:
+    """Makes the folder and writes to it once, so that hours of work are not lost at their end.
+
+    Args:
+      option: that names it on the command line, e.g. --workdir. folder: of pathlib or epath.
+
+    Raises:
+      BadValueError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process's probe has the same name
+    except OSError as error:
+        raise not_writable(option, folder, error) from error
+
+
 def run_program(main: Callable, *args) -> None:
     """Runs a program's `main`; an InputError becomes one line on stderr and exit code 2.
 

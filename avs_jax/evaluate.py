@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sharding.check_batch_size(config.eval.batch_size, mesh, "--batch_size")
     data = config.data
     source = open_split(data.name, data.subset, config.eval.split, data.data_dir)
-    report.check_writable(output_folder(args))
+    errors.check_writable("--output", output_folder(args))
     folder = None
     if args.save_masks:
         folder = report.MaskFolder(args.save_masks, config.model.num_classes)
@@ -300,10 +300,9 @@ def describe(
         "avs_jax": __version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    log = epath.Path(args.checkpoint) / "metrics.jsonl"
-    trained = curves.read_curves(log).get("train/seconds") if log.exists() else None
+    trained = curves.last_value(epath.Path(args.checkpoint) / "metrics.jsonl", "train/seconds")
     if trained is not None:
-        about["train/seconds"] = round(float(trained[1][-1]), 1)
+        about["train/seconds"] = round(trained, 1)
     return about
 
 

@@ -45,13 +45,6 @@ class Logs:
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
 
-    def last(self, name: str, default: float) -> float:
-        """The newest value of `name` in the log, e.g. of the run that this one goes on."""
-        if not self.path.exists():
-            return default
-        lines = (json.loads(line) for line in self.path.read_text().splitlines())
-        return ([default] + [line[name] for line in lines if name in line])[-1]
-
     def rewind(self, step: int) -> None:
         """Drops what was written after `step`: a resumed run writes it again."""
         if self.main and self.path.exists():

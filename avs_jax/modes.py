@@ -28,10 +28,7 @@ def summary(records: Records) -> dict[str, float]:
     """The same figures as `metrics.BinaryState` and `SemanticState`."""
     _require_frames(records)
     if records.kind == "semantic":
-        strict_ = strict(records)
-        dataset_ = dataset(records)
-        strict_.pop("miou_empty", None)
-        return strict_ | {"miou_dataset": dataset_["miou_present"]}
+        return _class_figures(records) | {"miou_dataset": dataset(records)["miou_present"]}
     nonempty, empty = _split_empty(records)
     figures = {
         "miou": records["iou"][records.use].mean(dtype=np.float64),
@@ -89,6 +86,16 @@ def strict(records: Records) -> dict[str, float]:
         wanted = ("miou", "miou_nonempty", "miou_empty", "f_measure_set")
         figures = summary(records)
         return {names.get(name, name): figures[name] for name in wanted if name in figures}
+    figures = _class_figures(records)
+    blank = records.use & (records["labelled"][..., 0] == records["pixels"])
+    if blank.any():  # frames in which nothing sounds
+        hits = records["inter"][..., 0][blank]
+        figures["miou_empty"] = float((hits / records["pixels"][blank]).mean(dtype=np.float64))
+    return figures
+
+
+def _class_figures(records: Records) -> dict[str, float]:
+    """Semantic: means over all classes, all but background, and those that are labelled."""
     iou, f = _class_means(records, records.use)
     present = _sum_frames(records, "labelled", records.use) > 0
     figures = {}
@@ -96,10 +103,6 @@ def strict(records: Records) -> dict[str, float]:
         figures[name] = values.mean()
         figures[f"{name}_nobg"] = values[1:].mean()
         figures[f"{name}_present"] = values[present].mean()
-    blank = records.use & (records["labelled"][..., 0] == records["pixels"])
-    if blank.any():  # frames in which nothing sounds
-        hits = records["inter"][..., 0][blank]
-        figures["miou_empty"] = (hits / records["pixels"][blank]).mean(dtype=np.float64)
     return _floats(figures)
 
 

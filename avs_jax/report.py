@@ -97,27 +97,6 @@ def table_of_classes(details: Mapping[str, Any]) -> str:
     return make_table("strict, by class", list(next(iter(rows.values()))), rows)
 
 
-def check_writable(output: epath.Path) -> None:
-    """Makes the folder and writes to it once, so that hours of work are not lost at their end.
-
-    Raises:
-      BadValueError: the folder cannot be made or written.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process's probe has the same name
-    except OSError as error:
-        raise _not_writable(output, error) from error
-
-
-def _not_writable(output, error):
-    return errors.BadValueError(
-        f"--output {output} is not writable ({error.strerror}); name a folder that is."
-    )
-
-
 def write(output: epath.Path, results: Mapping[str, Any], details: Mapping, text: str) -> None:
     """results.json (one flat line), results.md, and details.json where there are any.
 
@@ -131,7 +110,7 @@ def write(output: epath.Path, results: Mapping[str, Any], details: Mapping, text
         if details:
             (output / "details.json").write_text(json.dumps(details, indent=1) + "\n")
     except OSError as error:
-        raise _not_writable(output, error) from error
+        raise errors.not_writable("--output", output, error) from error
 
 
 class MaskFolder:
@@ -145,12 +124,7 @@ class MaskFolder:
         self._folder = epath.Path(folder)
         self._binary = num_classes == 1
         self._colours = BINARY_COLOURS if self._binary else palette(num_classes)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise errors.BadValueError(
-                f"--save_masks {folder} cannot be made ({error.strerror}); name another folder."
-            ) from error
+        errors.check_writable("--save_masks", self._folder)
 
     def save(self, clip: Clip, masks: UInt8[np.ndarray, "t h w"]) -> None:
         folder = self._folder / re.sub(r"[^\w.+-]", "_", clip.id)

@@ -11,6 +11,7 @@ On several hosts start the same command on each with --distributed.
 """
 
 import functools
+import operator
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from avs_jax import errors, optim, sharding, state
+from avs_jax import curves, errors, optim, sharding, state
 from avs_jax.backbones import get_normalization
 from avs_jax.checkpoint import Checkpoints, build_model
 from avs_jax.config import check_fields, read_config
@@ -191,7 +192,7 @@ def train(config, workdir, distributed=False, stop=None):
     )
 
     # ---------------------------------------------------------------- loop
-    seconds_before = logs.last("train/seconds", 0.0)
+    seconds_before = curves.last_value(logs.path, "train/seconds") or 0.0
     recent_ids = deque(maxlen=config.log_every)
     loop_began = time.monotonic()
     logs.say(f"ready after {loop_began - started:.1f} s; steps {start + 1} to {steps}")
@@ -251,10 +252,10 @@ def train(config, workdir, distributed=False, stop=None):
 def check_config(config, mesh) -> None:
     """Raises BadValueError for numbers that cannot work, before anything is read or compiled."""
     sharding.check_batch_size(config.batch_size, mesh)
-    flat = config.to_dict() | {"eval.every": config.eval.every}
     for name in ("steps", "epochs", "log_every", "eval.every", "checkpoint_every"):
-        if flat[name] is not None and flat[name] < 1:
-            raise errors.BadValueError(f"{name}={flat[name]}: wanted 1 or more.")
+        value = operator.attrgetter(name)(config)
+        if value is not None and value < 1:
+            raise errors.BadValueError(f"{name}={value}: wanted 1 or more.")
     if config.accumulate < 1 or config.batch_size % config.accumulate:
         raise errors.BadValueError(
             f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}; use a "
@@ -280,22 +281,14 @@ def check_config(config, mesh) -> None:
 
 
 def make_workdir(workdir: str) -> Path:
-    """Creates the folder, and writes to it once, so that a full run is not lost at its end."""
+    """Creates the folder; raises BadValueError where nothing can be written."""
     if "://" in workdir:
         raise errors.BadValueError(
             f"--workdir {workdir}: buckets are not written to directly; mount it (gcsfuse) and "
             "name the folder."
         )
     path = Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable_{jax.process_index()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise errors.BadValueError(
-            f"--workdir {path} is not writable ({error.strerror}); name a folder that is."
-        ) from error
+    errors.check_writable("--workdir", path)
     return path
 
 

@@ -39,3 +39,11 @@ def test_learning_curve_of_no_log_is_an_error(tmp_path):
 def test_learning_curve_of_an_empty_log_is_an_error(tmp_path):
     with pytest.raises(errors.BadValueError, match="holds no train/loss"):
         curves.learning_curve(write_log(tmp_path / "log.jsonl", []), tmp_path / "curve.png")
+
+
+def test_last_value_is_the_newest_of_its_name(tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert curves.last_value(log, "train/seconds") is None
+    write_log(log, [{"step": 1, "train/seconds": 7.0}, {"step": 2, "validation/miou": 0.5}])
+    assert curves.last_value(log, "train/seconds") == 7.0
+    assert curves.last_value(log, "train/loss") is None

@@ -38,3 +38,14 @@ def test_a_bug_keeps_its_traceback():
 
     with pytest.raises(ValueError, match="a bug of ours"):
         errors.run_program(program)
+
+
+def test_writable_folder_is_made_and_left_empty(tmp_path):
+    errors.check_writable("--output", tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_folder_that_cannot_be_made_is_told_with_its_option(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.BadValueError, match=r"^--masks .*/b is not writable \(Not a dir"):
+        errors.check_writable("--masks", tmp_path / "file" / "b")

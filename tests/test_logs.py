@@ -54,12 +54,3 @@ def test_rewind_purges_later_points_from_tensorboard(tmp_path):
         event.step for file in files for event in read_events(file) if event.HasField("session_log")
     ]
     assert purges == [3]
-
-
-def test_last_gives_the_newest_value(tmp_path):
-    logs = Logs(tmp_path)
-    assert logs.last("train/seconds", 0.0) == 0.0
-    logs.write(1, {"train/seconds": 7.0})
-    logs.write(2, {"validation/miou": 0.5})
-    assert logs.last("train/seconds", 0.0) == 7.0
-    logs.close()
