@@ -28,9 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from avs_jax import audio, errors, metrics, sharding, state
+from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
+from avs_jax.media import audio
 from avs_jax.models import MODELS, get_model
+from avs_jax.models.forward import count_params, init_shapes, make_forward
+from avs_jax.scoring import metrics
 
 # Rows of the table: title, number of a row of figures, format.
 TABLE = (
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     # What another call compiled would make this one's compiling, and its memory, look small.
     jax.config.update("jax_enable_compilation_cache", False)
-    sharding.start_jax()
+    devices.start_jax()
     batch = make_batch(args)
     variants = [Variant(label, fields, args, batch) for label, fields in list_variants(args)]
     times = time_rounds([variant.run for variant in variants], args.runs, "rounds")
@@ -209,9 +212,9 @@ class Variant:
     def __init__(self, label: str, fields: dict, args: argparse.Namespace, batch: dict):
         model = get_model(**fields)
         self.label, self._args, self._batch = label, args, batch
-        self._shapes = dict(state.init_shapes(model, args.seconds, args.size))
+        self._shapes = dict(init_shapes(model, args.seconds, args.size))
         normalization = get_normalization(fields["backbone"])
-        forward = state.make_forward(model, normalization=normalization, size=args.size)
+        forward = make_forward(model, normalization=normalization, size=args.size)
         began = time.perf_counter()
         self._compiled = jax.jit(forward).lower(self._shapes, batch).compile()
         self._compile_seconds = time.perf_counter() - began
@@ -227,7 +230,7 @@ class Variant:
     def figures(self) -> dict[str, str | int | float]:
         """All that is not time."""
         memory, cost = self._compiled.memory_analysis(), self._compiled.cost_analysis()
-        sizes = {k: state.count_params(v) for k, v in self._shapes["params"].items()}
+        sizes = {k: count_params(v) for k, v in self._shapes["params"].items()}
         picture, ears = sizes.get("backbone", 0), sizes.get("audio_backbone", 0)
         return {
             "model": self.label,

@@ -12,9 +12,9 @@ Training starts from converted weights with `--config.init_from.backbone=weights
 `--config.init_from.audio_backbone=weights/vggish`.
 
 Strict: every entry of the file must have its place, every parameter its entry, every shape must
-fit; what is left out is named in the tables (`avs_jax/convert_tables.py`). PyTorch is needed to
-read its files and for nothing else (`pip install -e ".[convert]"`). A file that would run code is
-refused.
+fit; what is left out is named in the tables (`avs_jax/weights/torch_tables.py`). PyTorch is needed
+to read its files and for nothing else (`pip install -e ".[convert]"`). A file that would run code
+is refused.
 
 There is no avesformer: no weights of it were ever published, so there are no names to convert. It
 starts from converted backbones like the others.
@@ -23,10 +23,8 @@ starts from converted backbones like the others.
 import argparse
 import ast
 import hashlib
-import importlib
 import re
 from collections.abc import Iterable, Mapping
-from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
@@ -37,24 +35,23 @@ from flax import traverse_util
 
 from avs_jax import errors
 from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES, SOUND_BACKBONES, get_backbone
-from avs_jax.convert_tables import (
+from avs_jax.models import MODELS, get_model
+from avs_jax.types import PyTree
+from avs_jax.weights import load_weights, merge_init
+from avs_jax.weights.converted import (
+    ConversionError,
+    flatten,
+    list_names,
+    load_converted,
+    save_converted,
+    unflatten,
+)
+from avs_jax.weights.torch_tables import (
     TABLES,
     Table,
     fill_template,
     placeholder_patterns,
     template_regex,
-)
-from avs_jax.models import MODELS, get_model
-from avs_jax.types import PyTree
-from avs_jax.weights import (
-    ConversionError,
-    flatten,
-    list_names,
-    load_converted,
-    load_weights,
-    merge_init,
-    save_converted,
-    unflatten,
 )
 
 __all__ = [
@@ -63,7 +60,6 @@ __all__ = [
     "load_converted",
     "load_weights",
     "merge_init",
-    "read_torch_file",
     "save_converted",
     "target_shapes",
     "to_torch",
@@ -131,15 +127,6 @@ def _place(table: Table, names: Iterable[str]) -> tuple[dict[str, list], list[st
     return placed, ignored
 
 
-def _to_numpy(value: Any) -> np.ndarray:
-    """A torch tensor, numpy array or number -> numpy array; floats of any width become float32."""
-    if hasattr(value, "detach"):  # a torch tensor; numpy has no bfloat16
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
-    value = np.asarray(value)
-    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
-
-
 def _convert(
     table: Table, shapes: Mapping[str, jax.ShapeDtypeStruct], state_dict: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], list[str], dict[str, list[str]]]:
@@ -153,7 +140,7 @@ def _convert(
             kind = "double matches" if places else "unknown entries"
             problems[kind].append(name)
             continue
-        (paths, transform), value = places[0], _to_numpy(state_dict[short[name]])
+        (paths, transform), value = places[0], to_numpy(state_dict[short[name]])
         pieces = [value] if len(paths) == 1 else None
         if value.ndim and value.shape[0] % len(paths) == 0:
             pieces = np.split(value, len(paths))
@@ -280,87 +267,12 @@ def to_torch(network: str, variables: Mapping[str, PyTree], **fields) -> dict[st
     return state_dict
 
 
-# ---------------------------------------------------------------- PyTorch's files
-
-
-def _import_extra(module: str, purpose: str) -> ModuleType:
-    """A module of the extra [convert]; raises BadValueError where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        name = {"torch": "PyTorch"}.get(module, module.partition(".")[0])
-        raise errors.BadValueError(
-            f'{purpose} needs {name} ({error}); pip install -e ".[convert]".'
-        ) from error
-
-
-def _unwrap(content: Any) -> Any:
-    """A checkpoint that wraps its state_dict, as training scripts write them -> the state_dict."""
-    while isinstance(content, Mapping):
-        inner = [
-            content[key] for key in ("state_dict", "model", "model_state_dict") if key in content
-        ]
-        if not inner or not isinstance(inner[0], Mapping):
-            break
-        content = inner[0]
-    return content
-
-
-def read_torch_file(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """A `.pth`, `.pt` or `.safetensors` file -> {name: array}, floats as float32.
-
-    Wrapped checkpoints are unwrapped. Nothing but tensors and plain containers is unpickled.
-
-    Raises:
-      NotFoundError: no such file.
-      BadValueError: a directory; a truncated or damaged file; one whose pickle would run code; one
-        that holds no tensors; PyTorch not installed.
-    """
-    path = epath.Path(path).expanduser()
-    if path.is_dir():
-        raise errors.BadValueError(
-            f"{path} is a directory; give the .pth, .pt or .safetensors file."
-        )
-    if not path.exists():
-        raise errors.NotFoundError(f"no file {path}; give a .pth, .pt or .safetensors file.")
-    torch = _import_extra("torch", f"reading {path.name}")
-    if path.suffix == ".safetensors":
-        safetensors = _import_extra("safetensors.torch", f"reading {path.name}")
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # RuntimeError, EOFError, UnpicklingError, SafetensorError, ...
-        text = str(error)
-        if "Unsupported" in text or "GLOBAL" in text:
-            culprit = re.search(r"GLOBAL (\S+)|function '?([\w.]+)|class:? '?([\w.]+)", text)
-            name = f" ({next(filter(None, culprit.groups()))})" if culprit else ""
-            raise errors.BadValueError(
-                f"{path} holds Python objects{name}, not tensors only, and opening it could run "
-                "code: refused; ask its author for a state_dict or a .safetensors file."
-            ) from error
-        raise errors.BadValueError(
-            f"{path} cannot be read: truncated, damaged or not a PyTorch file "
-            f"({path.stat().length} bytes); download it again and compare its size."
-        ) from error
-    content = _unwrap(content)
-    if not isinstance(content, Mapping) or not content:
-        raise errors.BadValueError(f"{path} holds a {type(content).__name__}, not a state_dict.")
-    odd = [f"{name} ({type(x).__name__})" for name, x in content.items() if not hasattr(x, "shape")]
-    if odd:
-        raise errors.BadValueError(
-            f"{path} holds more than a state_dict: {list_names(odd)}; extract the state_dict first."
-        )
-    return {name: _to_numpy(value) for name, value in content.items()}
+# ---------------------------------------------------------------- the program
 
 
 def _sha256(path: str) -> str:
     with epath.Path(path).expanduser().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------- the program
 
 
 def parse_field(text: str) -> tuple[str, Any]:
@@ -423,7 +335,7 @@ def main() -> None:
 def _write_torch(network: str, directory: str, output: str, fields: Mapping[str, Any]) -> None:
     if not output.endswith(".safetensors"):
         raise errors.BadValueError(f"--to-torch writes a .safetensors file, not {output}.")
-    safetensors = _import_extra("safetensors.numpy", f"writing {output}")
+    safetensors = import_extra("safetensors.numpy", f"writing {output}")
     variables, provenance = load_weights(directory)
     if provenance["network"] != network:
         raise errors.BadValueError(

@@ -40,13 +40,16 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from avs_jax import __version__, curves, errors, modes, report, sharding, sounds, state
+from avs_jax import __version__, devices, errors
 from avs_jax.backbones import get_normalization
-from avs_jax.checkpoint import Loaded, open_model
-from avs_jax.data import classes, open_split, pipeline, scenes, transforms
-from avs_jax.evaluators import ORACLE, oracle_logits, split_name
-from avs_jax.logs import quiet_libraries
-from avs_jax.records import Records, collect, make_score
+from avs_jax.data import load_class_names, open_split, pipeline, transforms
+from avs_jax.devices import quiet_libraries
+from avs_jax.models.forward import count_params, make_forward
+from avs_jax.scoring import modes, report, sounds
+from avs_jax.scoring.evaluators import ORACLE, oracle_logits, split_name
+from avs_jax.scoring.records import Records, collect, make_score
+from avs_jax.weights import open_model, trained
+from avs_jax.weights.trained import Loaded
 
 FAMILIES = (*modes.MODES, "robust")
 
@@ -54,17 +57,17 @@ FAMILIES = (*modes.MODES, "robust")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     quiet_libraries()
-    sharding.start_jax(args.distributed)
+    devices.start_jax(args.distributed)
     started = time.monotonic()
     loaded = open_model(args.checkpoint, args.which, args.config)
     config = override(loaded.config, args)
     if args.original_size and args.distributed:
         raise errors.BadValueError("--original_size works on one host; leave out --distributed.")
     # Clips of their original size do not fit into one batch: one clip at a time, on one device.
-    mesh = sharding.make_mesh(devices=jax.local_devices()[:1] if args.original_size else None)
+    mesh = devices.make_mesh(devices=jax.local_devices()[:1] if args.original_size else None)
     if args.batch_size is None:
-        config.eval.batch_size = sharding.round_up(config.eval.batch_size, mesh)
-    sharding.check_batch_size(config.eval.batch_size, mesh, "--batch_size")
+        config.eval.batch_size = devices.round_up(config.eval.batch_size, mesh)
+    devices.check_batch_size(config.eval.batch_size, mesh, "--batch_size")
     data = config.data
     source = open_split(data.name, data.subset, config.eval.split, data.data_dir)
     errors.check_writable("--output", output_folder(args))
@@ -160,14 +163,9 @@ def output_folder(args: argparse.Namespace) -> epath.Path:
     return epath.Path(args.output or args.checkpoint)
 
 
-def class_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """Names by class id."""
-    return classes.CLASS_NAMES if config.data.name == "avsbench" else scenes.CLASSES
-
-
 def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Host or local arrays -> the same on every device of every process."""
-    everywhere = sharding.replicated(mesh)
+    everywhere = devices.replicated(mesh)
 
     def place(x):
         host = np.asarray(x)
@@ -197,9 +195,9 @@ class Passes:
         self._config = config
         self._folder = folder
         self._transforms = transforms.eval_transforms(None if original_size else config.data.size)
-        self._clips = sharding.batch_sharding(mesh)
+        self._clips = devices.batch_sharding(mesh)
         self._variables = replicate(loaded.variables, mesh)
-        self._forward = state.make_forward(
+        self._forward = make_forward(
             loaded.model,
             normalization=get_normalization(config.model.backbone),
             size=config.data.size,
@@ -288,7 +286,7 @@ def describe(
     """What the figures are of: they mean nothing without it."""
     words = json.dumps(json.loads(loaded.config.to_json()), sort_keys=True)
     about = {
-        "params": state.count_params(loaded.variables["params"]),
+        "params": count_params(loaded.variables["params"]),
         "model": config.model.name,
         "data": f"{config.data.name}/{config.data.subset}/{config.eval.split}",
         "size": config.data.size,
@@ -300,9 +298,9 @@ def describe(
         "avs_jax": __version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    trained = curves.last_value(epath.Path(args.checkpoint) / "metrics.jsonl", "train/seconds")
-    if trained is not None:
-        about["train/seconds"] = round(trained, 1)
+    seconds = trained.last_value(epath.Path(args.checkpoint) / "metrics.jsonl", "train/seconds")
+    if seconds is not None:
+        about["train/seconds"] = round(seconds, 1)
     return about
 
 
@@ -349,7 +347,9 @@ def present(
         results |= {f"{family}/{name}": value for name, value in figures.items()}
         title = f"95 % interval over clips, of {split}" if family == "interval" else family
         tables.append(report.table_of_figures(title, figures))
-    details = report.breakdown(records["own"], class_names(config)) if args.metrics else {}
+    details = (
+        report.breakdown(records["own"], load_class_names(config.data.name)) if args.metrics else {}
+    )
     tables.append(report.table_of_groups(details))
     results |= about
     tables.append("\n".join(f"- {name}: {value}" for name, value in about.items()) + "\n")

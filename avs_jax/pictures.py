@@ -19,14 +19,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from avs_jax import curves, errors, sharding, visualize
+from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
-from avs_jax.checkpoint import Loaded, open_model
 from avs_jax.data import SAMPLE_RATE, open_split, transforms
-from avs_jax.logs import quiet_libraries
-from avs_jax.models import catr, model_inputs
-from avs_jax.predict import find_class_names
+from avs_jax.devices import quiet_libraries
+from avs_jax.media import drawing
+from avs_jax.models import catr
+from avs_jax.models.forward import model_inputs
+from avs_jax.training import curves
 from avs_jax.types import PyTree
+from avs_jax.weights import open_model
+from avs_jax.weights.trained import Loaded
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     quiet_libraries()
-    sharding.start_jax()
+    devices.start_jax()
     output = Path(args.output or args.checkpoint)
     loaded = open_model(args.checkpoint, args.which, args.config)
     data = loaded.config.data
@@ -66,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for kind, draw in kinds.items():
             pictures[kind].append(draw(network, shown))
             path = output / kind / f"{clip['id'].replace('/', '_')}.png"
-            visualize.write_png(path, pictures[kind][-1])
+            drawing.write_png(path, pictures[kind][-1])
     for kind, drawn in pictures.items():
         together = output / f"{kind}.png"
-        visualize.write_png(together, visualize.contact_sheet(drawn))
+        drawing.write_png(together, drawing.contact_sheet(drawn))
         print(f"{kind:<10} {output / kind} ({len(drawn)} clips), together {together}")
 
     log = Path(args.checkpoint) / "metrics.jsonl"
@@ -92,7 +95,7 @@ class Network:
             )
             return *pair, exists
 
-        self.names = find_class_names(loaded)
+        self.names = loaded.class_names
         self.model = loaded.model
         self._variables = loaded.variables
         self._outputs = jax.jit(lambda v, batch: loaded.model.apply(v, *inputs(batch)))
@@ -140,7 +143,7 @@ def predict_ids(logits: np.ndarray) -> np.ndarray:
 
 def draw_strip(network: Network, shown: Shown) -> np.ndarray:
     """What every model is shown by: frames, truth, prediction, sound."""
-    return visualize.strip(
+    return drawing.strip(
         *shown.known(),
         predict_ids(shown.outputs["logits"][0])[: shown.seconds],
         shown.clip["waveform"][: SAMPLE_RATE * shown.seconds],
@@ -155,7 +158,7 @@ def draw_confidence(network: Network, shown: Shown) -> np.ndarray:
     logits = dict(zip((1, 2, 3, 4), shown.outputs["stage_logits"], strict=True))
     masks = dict(zip((4, 3, 2), shown.outputs["masks"], strict=True))
     seconds = shown.seconds
-    return visualize.confidence_strip(
+    return drawing.confidence_strip(
         *shown.known(),
         {name: predict_ids(logits[k][0])[:seconds] for k, name in stages.items()},
         {stages[k]: mask[0, :seconds] for k, mask in masks.items()},
@@ -178,7 +181,7 @@ def draw_listening(network: Network, shown: Shown) -> np.ndarray:
     for name, sound in {"own sound": own, "another clip's": other, "no sound": 0 * own}.items():
         logits = network(shown.clip, sound)["logits"]
         heard[name] = (predict_ids(logits[0])[:seconds], sound[: SAMPLE_RATE * seconds])
-    return visualize.listening_strip(
+    return drawing.listening_strip(
         *shown.known(),
         weights,
         notes,

@@ -30,16 +30,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from avs_jax import errors, sharding, state
+from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
-from avs_jax.checkpoint import Loaded, open_model
-from avs_jax.data.classes import CLASS_NAMES
-from avs_jax.data.scenes import CLASSES
-from avs_jax.logs import quiet_libraries
+from avs_jax.devices import quiet_libraries
+from avs_jax.media.drawing import Overlay, write_png
+from avs_jax.media.video import Clip, VideoInfo, probe, read_clips, read_frames, require_audio
+from avs_jax.media.video_writer import OverlayWriter, check_output
+from avs_jax.models.forward import make_forward
 from avs_jax.types import Array, Float, UInt8
-from avs_jax.video import Clip, VideoInfo, probe, read_clips, read_frames, require_audio
-from avs_jax.video_writer import OverlayWriter, check_output
-from avs_jax.visualize import Overlay, write_png
+from avs_jax.weights import open_model
+from avs_jax.weights.trained import Loaded
 
 _ROWS = 8  # of upsampled logits at a time: those of 71 classes for a 4K frame would take 2.4 GB
 _MASK_NAME = re.compile(r"\d{6,}\.\d{3}\.png")
@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_audio(info)
     if args.output:
         check_output(args.output, info.path)
-    sharding.start_jax()
+    devices.start_jax()
     loaded = open_model(args.checkpoint, args.which, args.config)
     data = loaded.config.data
     summary = predict_video(
         info,
-        make_forward(loaded),
+        compile_forward(loaded),
         size=data.size,
         seconds=data.seconds,
         frame_offset=float(data.frame_offset),
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         allow_silent=args.allow_silent,
         threshold=args.threshold,
         batch_size=args.batch_size,
-        class_names=find_class_names(loaded),
+        class_names=loaded.class_names,
         progress=True,
     )
     print(f"{loaded.config.model.name} of {args.checkpoint}, step {loaded.step}")
@@ -106,11 +106,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def make_forward(loaded: Loaded) -> Callable:
+def compile_forward(loaded: Loaded) -> Callable:
     """The checkpoint's model as `predict_video` wants it: one compiled function per shape."""
     data = loaded.config.data
     apply = jax.jit(
-        state.make_forward(
+        make_forward(
             loaded.model,
             normalization=get_normalization(loaded.config.model.backbone),
             size=data.size,
@@ -123,13 +123,6 @@ def make_forward(loaded: Loaded) -> Callable:
         return apply(loaded.variables, batch)
 
     return forward
-
-
-def find_class_names(loaded: Loaded) -> tuple[str, ...] | None:
-    """Names of the class ids of the data set that the model was trained on; None for one class."""
-    if loaded.config.model.num_classes == 1:
-        return None
-    return CLASS_NAMES if loaded.config.data.name == "avsbench" else CLASSES
 
 
 @dataclasses.dataclass(frozen=True)

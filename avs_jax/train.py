@@ -23,15 +23,19 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from avs_jax import curves, errors, optim, sharding, state
+from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
-from avs_jax.checkpoint import Checkpoints, build_model
 from avs_jax.config import check_fields, read_config
 from avs_jax.data import open_split, pipeline, transforms
-from avs_jax.evaluators import build_evaluators, split_name
-from avs_jax.logs import Logs, quiet_libraries
+from avs_jax.devices import quiet_libraries
 from avs_jax.models import get_loss
-from avs_jax.weights import merge_init
+from avs_jax.models.forward import count_params, init_shapes, make_forward
+from avs_jax.scoring.evaluators import build_evaluators, split_name
+from avs_jax.training import optim, state
+from avs_jax.training.checkpoints import Checkpoints
+from avs_jax.training.logs import Logs
+from avs_jax.weights import merge_init, trained
+from avs_jax.weights.trained import build_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file[:arguments]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
@@ -55,8 +59,8 @@ def train(config, workdir, distributed=False, stop=None):
 
     # ---------------------------------------------------------------- devices and folder
     quiet_libraries()
-    sharding.start_jax(distributed)
-    mesh = sharding.make_mesh(config.fsdp)
+    devices.start_jax(distributed)
+    mesh = devices.make_mesh(config.fsdp)
     check_config(config, mesh)
     workdir = make_workdir(workdir)
     logs = Logs(workdir)
@@ -82,11 +86,11 @@ def train(config, workdir, distributed=False, stop=None):
         num_workers=config.data.num_workers,
         shard=shard,
     )
-    clips = sharding.batch_sharding(mesh)
+    clips = devices.batch_sharding(mesh)
 
     # ---------------------------------------------------------------- model and state
     model = build_model(config)
-    variables = state.init_shapes(model, config.data.seconds, config.data.size)
+    variables = init_shapes(model, config.data.seconds, config.data.size)
     settings = config.optimizer.to_dict()
     schedule = optim.make_schedule(
         settings.pop("learning_rate"),
@@ -104,7 +108,7 @@ def train(config, workdir, distributed=False, stop=None):
         seed=config.seed,
         ema_decay=config.ema_decay,
     )
-    logs.say(f"{config.model.name}: {state.count_params(state_shapes.params):,} parameters")
+    logs.say(f"{config.model.name}: {count_params(state_shapes.params):,} parameters")
 
     # ---------------------------------------------------------------- go on, or start
     train_state = checkpoints.restore(state_shapes, batches)
@@ -167,7 +171,7 @@ def train(config, workdir, distributed=False, stop=None):
         counted = jax.jit(
             state.count_steps(step_fn),
             donate_argnums=(0, 1),
-            out_shardings=(shardings, sharding.replicated(mesh)),
+            out_shardings=(shardings, devices.replicated(mesh)),
         )
         compiled[first] = counted.lower(state_shapes, totals, batch_shapes).compile()
         logs.say(f"train step for {size} x {size} compiled in {time.monotonic() - began:.1f} s")
@@ -178,7 +182,7 @@ def train(config, workdir, distributed=False, stop=None):
             return
 
     # ---------------------------------------------------------------- evaluation
-    forward = state.make_forward(
+    forward = make_forward(
         model,
         normalization=normalization,
         size=config.data.size,
@@ -188,11 +192,11 @@ def train(config, workdir, distributed=False, stop=None):
         config.data.name, config.data.subset, config.eval.split, config.data.data_dir
     )
     evaluators = build_evaluators(
-        config, forward, held_out, clips, sharding.round_up(config.eval.batch_size, mesh)
+        config, forward, held_out, clips, devices.round_up(config.eval.batch_size, mesh)
     )
 
     # ---------------------------------------------------------------- loop
-    seconds_before = curves.last_value(logs.path, "train/seconds") or 0.0
+    seconds_before = trained.last_value(logs.path, "train/seconds") or 0.0
     recent_ids = deque(maxlen=config.log_every)
     loop_began = time.monotonic()
     logs.say(f"ready after {loop_began - started:.1f} s; steps {start + 1} to {steps}")
@@ -251,7 +255,7 @@ def train(config, workdir, distributed=False, stop=None):
 
 def check_config(config, mesh) -> None:
     """Raises BadValueError for numbers that cannot work, before anything is read or compiled."""
-    sharding.check_batch_size(config.batch_size, mesh)
+    devices.check_batch_size(config.batch_size, mesh)
     for name in ("steps", "epochs", "log_every", "eval.every", "checkpoint_every"):
         value = operator.attrgetter(name)(config)
         if value is not None and value < 1:
@@ -261,7 +265,7 @@ def check_config(config, mesh) -> None:
             f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}; use a "
             "divisor."
         )
-    sharding.check_batch_size(config.batch_size // config.accumulate, mesh, "batch per part")
+    devices.check_batch_size(config.batch_size // config.accumulate, mesh, "batch per part")
     firsts = [first for first, _ in config.size_schedule]
     if firsts and (firsts[0] != 0 or firsts != sorted(set(firsts))):
         raise errors.BadValueError(

@@ -21,4 +21,9 @@ except ImportError:
 
 Array = jax.Array
 
-__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "UInt8"]
+__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "UInt8", "path_name"]
+
+
+def path_name(path: tuple) -> str:
+    """A key path of `jax.tree_util` -> `backbone/conv1/kernel`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

@@ -116,7 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = placeholder(float)
-    config.optimizer.rate_rules = ()  # ((regex, factor), ...), see avs_jax/optim.py
+    config.optimizer.rate_rules = ()  # ((regex, factor), ...), see avs_jax/training/optim.py
     config.optimizer.decay_rules = ()
     config.optimizer.freeze = ()  # regexes
     config.ema_decay = placeholder(float)

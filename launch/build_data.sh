@@ -22,4 +22,4 @@ shift 3
 # From the caller's folder, for SOURCE and DEST may be relative to it.
 source "$(dirname -- "$0")/environment.sh"
 [ -n "${PYTHON:-}" ] || prepare_environment # PYTHON: an interpreter that has avs_jax already
-exec "${PYTHON:-python}" -m avs_jax.data.avsbench "$subset" "$source" "$dest" "$@"
+exec "${PYTHON:-python}" -m avs_jax.data.avsbench.build "$subset" "$source" "$dest" "$@"

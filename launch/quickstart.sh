@@ -40,8 +40,8 @@ source launch/environment.sh
 prepare_environment
 
 echo "== data: sounding_shapes, subset ms3"
-python -m avs_jax.data.synthetic --subset ms3 --data_dir "$data_dir"
-python -m avs_jax.data.synthetic --mp4 "$workdir/videos" --split test --count 1
+python -m avs_jax.data.sounding_shapes.build --subset ms3 --data_dir "$data_dir"
+python -m avs_jax.data.sounding_shapes.build --mp4 "$workdir/videos" --split test --count 1
 
 echo "== train: $steps steps"
 python -m avs_jax.train --config "configs/quickstart.py:steps=$steps" --workdir "$workdir" \

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from avs_jax import checkpoint, errors, optim, state
+from avs_jax import errors
 from avs_jax.data import transforms
+from avs_jax.models.forward import init_shapes
+from avs_jax.training import optim
+from avs_jax.weights import trained
 from configs import common
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +50,8 @@ def test_config_is_locked(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_its_model_and_optimiser(name):
     config = load(name)
-    model = checkpoint.build_model(config)
-    params = state.init_shapes(model, config.data.seconds, config.data.size)["params"]
+    model = trained.build_model(config)
+    params = init_shapes(model, config.data.seconds, config.data.size)["params"]
     settings = config.optimizer.to_dict()
     for field in ("learning_rate", "warmup_steps", "decay"):
         del settings[field]

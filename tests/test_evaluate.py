@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import checkpoint, errors, evaluate, report, state, weights
-from avs_jax.checkpoint import Checkpoints, build_model
+from avs_jax import errors, evaluate
+from avs_jax.models.forward import example_inputs
+from avs_jax.scoring import report
+from avs_jax.training import state
+from avs_jax.training.checkpoints import Checkpoints
+from avs_jax.weights import converted, trained
+from avs_jax.weights.trained import build_model
 from configs import common
 from tests.data.tiny import build_tiny
 
@@ -49,7 +54,7 @@ def make_config(data_dir, subset="ms3"):
 def save_run(workdir, config, fill_variables):
     """A model that was never trained, saved as a run's best."""
     model = build_model(config)
-    inputs = [jnp.zeros(x.shape, x.dtype) for x in state.example_inputs(config.data.seconds, 32)]
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(config.data.seconds, 32)]
     variables = jax.tree.map(jnp.asarray, fill_variables(model, *inputs))
     checkpoints = Checkpoints(str(workdir), config)
     train_state = state.TrainState(
@@ -216,9 +221,9 @@ def test_semantic_model_is_reported_by_class(tmp_path, fill_variables):
 
 
 def test_converted_weights_are_evaluated_by_their_config(run, evaluated, tmp_path):
-    loaded = checkpoint.load_model(str(run[0]))
+    loaded = trained.load_model(str(run[0]))
     fields = loaded.config.model.to_dict()
-    weights.save_converted(
+    converted.save_converted(
         str(tmp_path / "converted"), fields.pop("name"), loaded.variables, {}, **fields
     )
     file = tmp_path / "config.py"
@@ -285,7 +290,7 @@ def test_missing_config_file_is_refused(run):
 
 
 def test_converted_weights_without_config_are_refused(tmp_path):
-    (tmp_path / weights.PROVENANCE).write_text("{}")
+    (tmp_path / converted.PROVENANCE).write_text("{}")
     with pytest.raises(errors.BadValueError, match="add --config"):
         evaluate.main(["--checkpoint", str(tmp_path)])
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import errors, models, pictures, state
-from avs_jax.checkpoint import Checkpoints, build_model
+from avs_jax import errors, models, pictures
+from avs_jax.models.forward import example_inputs
+from avs_jax.training import state
+from avs_jax.training.checkpoints import Checkpoints
+from avs_jax.weights.trained import build_model
 from configs import common
 from tests.data.tiny import build_tiny
 
@@ -55,7 +58,7 @@ def save_run(workdir, data_dir, name, fill_variables):
     small = {"name": name, "backbone": "small_resnet", "audio_backbone": "audio_cnn"}
     config.model.update(small | SMALL[name])
     model = build_model(config.lock())
-    inputs = [jnp.zeros(x.shape, x.dtype) for x in state.example_inputs(5, SIZE)]
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(5, SIZE)]
     variables = jax.tree.map(jnp.asarray, fill_variables(model, *inputs))
     checkpoints = Checkpoints(str(workdir), config)
     trained = state.TrainState(

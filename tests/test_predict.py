@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import checkpoint, errors, predict, video
+from avs_jax import errors, predict
+from avs_jax.media import video
 from avs_jax.models import get_model
-from tests import film
+from avs_jax.weights import trained
+from tests.media import film
 
 SETTINGS = {"size": 32, "seconds": 2, "frame_offset": 0.5}
 
@@ -366,7 +368,7 @@ def test_program_segments_a_film_with_a_model(tmp_path, fill_variables, monkeypa
     module = get_model(**model)
     inputs = jnp.zeros((1, 2, 32, 32, 3)), jnp.zeros((1, 2, 96, 64))
     variables = fill_variables(module, *inputs)
-    loaded = checkpoint.Loaded(config, module, variables, 7)
+    loaded = trained.Loaded(config, module, variables, 7)
     monkeypatch.setattr(predict, "open_model", lambda directory, which, config: loaded)
     monkeypatch.setattr(predict.sharding, "start_jax", lambda: None)
     path = make_film(tmp_path / "a.mp4", seconds=3)
@@ -388,6 +390,6 @@ def test_program_segments_a_film_with_a_model(tmp_path, fill_variables, monkeypa
 )
 def test_class_names_are_the_data_set_s(data, num_classes, last):
     config = {"model": {"num_classes": num_classes}, "data": {"name": data}}
-    loaded = checkpoint.Loaded(ml_collections.FrozenConfigDict(config), None, {}, 0)
-    names = predict.find_class_names(loaded)
+    loaded = trained.Loaded(ml_collections.FrozenConfigDict(config), None, {}, 0)
+    names = loaded.class_names
     assert (None if last is None else (len(names), names[-1])) == (last and (num_classes, last))

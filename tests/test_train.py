@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avs_jax import checkpoint, errors, train
+from avs_jax import errors, train
+from avs_jax.weights import trained
 from tests.data.tiny import build_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -207,9 +208,9 @@ def test_checkpoint_of_another_model_is_refused_with_the_fields(run, whole_run):
 
 
 def test_loaded_model_has_the_saved_bits(whole_run):
-    loaded = checkpoint.load_model(str(whole_run), "latest")
+    loaded = trained.load_model(str(whole_run), "latest")
     saved = sums(whole_run, 6)
-    found = checkpoint.checksums({"model": {"params": loaded.variables["params"]}})
+    found = trained.checksums({"model": {"params": loaded.variables["params"]}})
     assert loaded.step == 6
     assert found.items() <= saved.items()
 

@@ -39,25 +39,30 @@ class Dataset:
 
     Attributes:
       builder: "module:Class" of its TFDS builder, imported by `load_builder` only.
+      class_names: "module:NAMES" of its classes by id, imported by `load_class_names` only.
       seconds: subset -> seconds (= frames) of its longest clips; all are padded to that.
       command: what a user types to build it, with {subset} and {data_dir} to fill in.
     """
 
     builder: str
+    class_names: str
     seconds: dict[str, int]
     command: str
 
 
 DATASETS: dict[str, Dataset] = {
     "sounding_shapes": Dataset(
-        builder="avs_jax.data.synthetic:SoundingShapes",
+        builder="avs_jax.data.sounding_shapes.build:SoundingShapes",
+        class_names="avs_jax.data.sounding_shapes.scenes:CLASSES",
         seconds={"s4": 5, "ms3": 5, "avss": 10},
-        command="python -m avs_jax.data.synthetic --subset {subset} --data_dir {data_dir}",
+        command="python -m avs_jax.data.sounding_shapes.build --subset {subset} "
+        "--data_dir {data_dir}",
     ),
     "avsbench": Dataset(
-        builder="avs_jax.data.avsbench:AVSBench",
+        builder="avs_jax.data.avsbench.build:AVSBench",
+        class_names="avs_jax.data.avsbench.classes:CLASS_NAMES",
         seconds={"s4": 5, "ms3": 5, "avss": 10},
-        command="python -m avs_jax.data.avsbench {subset} SOURCE {data_dir}",
+        command="python -m avs_jax.data.avsbench.build {subset} SOURCE {data_dir}",
     ),
 }
 
@@ -71,7 +76,16 @@ def get_dataset(name: str) -> Dataset:
 
 def load_builder(name: str) -> type:
     """The TFDS builder class of a data set; raises UnknownNameError."""
-    module, _, attribute = get_dataset(name).builder.partition(":")
+    return _load(get_dataset(name).builder)
+
+
+def load_class_names(name: str) -> tuple[str, ...]:
+    """The classes of a data set by id, background first; raises UnknownNameError."""
+    return _load(get_dataset(name).class_names)
+
+
+def _load(place: str):
+    module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -33,7 +33,8 @@ import scipy.io.wavfile
 from tqdm import tqdm
 
 from avs_jax import errors
-from avs_jax.data import DATASETS, SPLITS, Source, avsbench, open_split, pipeline, transforms
+from avs_jax.data import DATASETS, SPLITS, Source, open_split, pipeline, transforms
+from avs_jax.data.avsbench import build
 from avs_jax.types import UInt8
 
 _BATCH = 8  # clips
@@ -206,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_release(temporary / "release", args.clips, args.size)
             for title, repack in (("as released", False), ("--repack", True)):
                 folder = temporary / title
-                avsbench.build("s4", temporary / "release", folder, repack=repack, num_workers=1)
+                build.build("s4", temporary / "release", folder, repack=repack, num_workers=1)
                 sources[f"made-up s4, {title}"] = open_split("avsbench", "s4", "train", folder)
         else:
             source = open_split(args.name, args.subset, args.split, args.data_dir)

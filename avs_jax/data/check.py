@@ -19,9 +19,10 @@ from collections.abc import Iterable, Sequence
 import tqdm
 
 from avs_jax import errors
-from avs_jax.data import clips as clips_lib
-from avs_jax.data import layouts, shards
-from avs_jax.data.faults import KINDS, Finding
+from avs_jax.data import shards
+from avs_jax.data.avsbench import clips as clips_lib
+from avs_jax.data.avsbench import layouts
+from avs_jax.data.avsbench.faults import KINDS, Finding
 
 _CHUNK = 16  # clips that a process checks at a time
 

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 import cv2
 from array_record.python import array_record_module
 
-from avs_jax.data import clips as clips_lib
-from avs_jax.data.faults import Finding
-from avs_jax.data.layouts import Clip
+from avs_jax.data.avsbench import clips as clips_lib
+from avs_jax.data.avsbench.faults import Finding
+from avs_jax.data.avsbench.layouts import Clip
 
 CLIPS_PER_SHARD = 64  # 30 MB of S4, 150 MB of AVSS: enough of them for a hundred cores
 _WORTH_PROCESSES = 200  # clips; 5 seconds of work

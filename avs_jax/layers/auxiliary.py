@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import optax
 
-from avs_jax.losses import weighted_mean
+from avs_jax.layers.losses import weighted_mean
 from avs_jax.types import Array, Bool, Float, Int
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from avs_jax import audio, errors
+from avs_jax import errors
+from avs_jax.media import audio
 from avs_jax.types import Bool, Float, Int, UInt8
 
 # Of binary masks. Rare in nature and in films, and bright on light and dark ground.

@@ -23,7 +23,7 @@ import soxr
 from av.stream import Disposition
 
 from avs_jax import errors
-from avs_jax.audio import SAMPLE_RATE
+from avs_jax.media.audio import SAMPLE_RATE
 from avs_jax.types import Bool, Float, UInt8
 
 _log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import av
 import numpy as np
 
 from avs_jax import errors
+from avs_jax.media.video import Frame, VideoInfo, decode, open_film, video_stream
 from avs_jax.types import UInt8
-from avs_jax.video import Frame, VideoInfo, decode, open_film, video_stream
 
 _TICKS = 90_000  # of the new film's clock per second, as MPEG: 24, 25, 30, 60/1.001 fps are exact
 _MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}  # copied; what players play

@@ -33,7 +33,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax import errors, losses
+from avs_jax import errors
+from avs_jax.layers import losses
 from avs_jax.layers.attention import FeedForward, MultiHeadAttention
 from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
 from avs_jax.layers.positions import sine_positions_2d

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from avs_jax import losses
+from avs_jax.layers import losses
 from avs_jax.layers.auxiliary import auxiliary_losses
 from avs_jax.layers.resize import resize_bilinear
 from avs_jax.types import Array, Bool, Float, Int

@@ -42,7 +42,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax import errors, losses
+from avs_jax import errors
+from avs_jax.layers import losses
 from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
 from avs_jax.layers.resize import resize_bilinear
 from avs_jax.types import Array, Bool, Float, PyTree

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import NamedSharding, PartitionSpec
 
-from avs_jax import errors, metrics
+from avs_jax import errors
 from avs_jax.data import pipeline, transforms
+from avs_jax.scoring import metrics
 from avs_jax.types import Array, Float, Int, PyTree, UInt8
 
 # kind -> the empty sums of a model with that many classes

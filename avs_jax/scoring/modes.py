@@ -18,8 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from avs_jax import errors, metrics, sounds
-from avs_jax.records import Records
+from avs_jax import errors
+from avs_jax.scoring import metrics, sounds
+from avs_jax.scoring.records import Records
 
 RESAMPLES = 1000  # of the bootstrap: the ends of a 95 % interval then move by about 0.001
 

@@ -17,8 +17,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from avs_jax import boundary, evaluators, metrics
-from avs_jax.data import classes, pipeline
+from avs_jax.data import pipeline
+from avs_jax.data.avsbench import classes
+from avs_jax.scoring import boundary, evaluators, metrics
 from avs_jax.types import Array, Bool, PyTree
 
 

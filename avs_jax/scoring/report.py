@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from avs_jax import errors, modes
-from avs_jax.records import Clip, Records
+from avs_jax import errors
+from avs_jax.media.drawing import BINARY_COLOURS, palette, write_png
+from avs_jax.scoring import modes
+from avs_jax.scoring.records import Clip, Records
 from avs_jax.types import UInt8
-from avs_jax.visualize import BINARY_COLOURS, palette, write_png
 
 
 def make_table(

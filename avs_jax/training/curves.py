@@ -1,6 +1,5 @@
 """Learning curves of a run, drawn from its log."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -31,7 +30,7 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
     log = epath.Path(log)
     if not log.exists():
         raise errors.NotFoundError(f"no log {str(log)!r}; a run writes WORKDIR/metrics.jsonl.")
-    curves = _read_curves(log)
+    curves = read_curves(log)
     losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in _NO_LOSS}
     scores = {n: c for n, c in curves.items() if _SCORE.fullmatch(n)}
     if not losses and not scores:
@@ -51,31 +50,6 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
     _add_minutes(axes[0], curves.get("train/seconds"))
     Path(picture).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, metadata={"Software": None})
-
-
-def last_value(log: str | os.PathLike, name: str) -> float | None:
-    """The newest value of `name` in a run's log; None if it holds none or there is no log."""
-    log = epath.Path(log)
-    curves = _read_curves(log) if log.exists() else {}
-    return float(curves[name][1][-1]) if name in curves else None
-
-
-def _read_curves(log: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> (steps, values); a line that is cut off is left out."""
-    points: dict[str, dict[int, float]] = {}
-    for line in log.read_text().splitlines():
-        try:
-            record = json.loads(line)
-            step = record.pop("step")
-        except (ValueError, KeyError, AttributeError, TypeError):  # the last line of a killed run
-            continue
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                points.setdefault(name, {})[step] = value
-    return {
-        name: (np.array(sorted(series)), np.array([series[s] for s in sorted(series)], float))
-        for name, series in points.items()
-    }
 
 
 def _draw_panel(axis, title: str, group: dict) -> None:

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import jax
 import tensorboardX
-from absl import logging
 from tqdm import tqdm
-
-
-def quiet_libraries() -> None:
-    """Keeps the info lines of orbax, grain and absl off the console; --verbosity=0 shows them."""
-    if not any(argument.startswith("--verbosity") for argument in sys.argv):
-        logging.set_verbosity(logging.WARNING)
 
 
 class Logs:

@@ -12,14 +12,9 @@ import jax
 import optax
 
 from avs_jax import errors
-from avs_jax.types import PyTree
+from avs_jax.types import PyTree, path_name
 
 Rules = Sequence[tuple[str, float]]
-
-
-def path_name(path: tuple) -> str:
-    """A key path of `jax.tree_util` -> `backbone/conv1/kernel`."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def apply_rules(rules: Rules, params: PyTree, default: float, what: str) -> PyTree:

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from avs_jax.models import model_inputs
-from avs_jax.sharding import state_shardings
+from avs_jax.models.forward import example_inputs, model_inputs
+from avs_jax.training.sharding import state_shardings
 from avs_jax.types import Array, Int, PyTree, UInt8
 
 
@@ -53,11 +53,6 @@ def place_like(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(place, tree, like)
 
 
-def count_params(params: PyTree) -> int:
-    """How many numbers."""
-    return sum(x.size for x in jax.tree.leaves(params))
-
-
 def batch_shapes(
     batch_size: int, seconds: int, size: int, sharding: NamedSharding
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -74,19 +69,6 @@ def batch_shapes(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
     }
-
-
-def example_inputs(seconds: int, size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Shapes of one clip as a model takes it: frames and log-mel."""
-    return (
-        jax.ShapeDtypeStruct((1, seconds, size, size, 3), jnp.float32),
-        jax.ShapeDtypeStruct((1, seconds, 96, 64), jnp.float32),
-    )
-
-
-def init_shapes(model: nn.Module, seconds: int, size: int) -> dict[str, PyTree]:
-    """The shapes of the model's variables, without computing them."""
-    return jax.eval_shape(model.init, jax.random.key(0), *example_inputs(seconds, size))
 
 
 def plan_state(
@@ -256,22 +238,3 @@ def empty_totals(names: Iterable[str], mesh: Mesh) -> PyTree:
 
     # Under jit, so that on several hosts no array has to be compared between them.
     return jax.jit(create, out_shardings=NamedSharding(mesh, PartitionSpec()))()
-
-
-def make_forward(
-    model: nn.Module, *, normalization: tuple, size: int | None, alignment: str = "paper"
-) -> Callable:
-    """`forward(variables, batch) -> f32[b t h w k]` logits at the size of the batch's frames."""
-
-    def forward(variables, batch):
-        height, width = batch["frames"].shape[2:4]
-        frames, log_mel = model_inputs(
-            batch["frames"], batch["waveform"], normalization, size, alignment, batch["frame_mask"]
-        )
-        logits = model.apply(variables, frames, log_mel, batch["frame_mask"])["logits"]
-        b, t, _, _, k = logits.shape
-        if logits.shape[2:4] == (height, width):
-            return logits
-        return jax.image.resize(logits, (b, t, height, width, k), "bilinear", antialias=False)
-
-    return forward

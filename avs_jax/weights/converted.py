@@ -1,4 +1,4 @@
-"""Converted weights on disk, and a model that starts from them. Needs no PyTorch.
+"""Converted weights on disk. Needs no PyTorch.
 
 DIR/weights           the arrays, by orbax
 DIR/provenance.json   network, its fields, source file and its sha256, input normalisation,
@@ -11,14 +11,13 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
 from avs_jax import __version__, errors
-from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES, get_normalization
+from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES
 from avs_jax.models import get_model
 from avs_jax.types import PyTree
 
@@ -76,7 +75,7 @@ def save_converted(
         "network": network,
         "fields": fields,
         "source": dict(source),
-        "normalization": _normalization(network, fields),
+        "normalization": find_normalization(network, fields),
         "parameters": sum(x.size for path, x in flat.items() if path.startswith("params/")),
         "avs_jax": __version__,
         # Orbax does not notice changed bytes.
@@ -93,7 +92,7 @@ def save_converted(
     return provenance
 
 
-def _normalization(network: str, fields: Mapping[str, Any]) -> dict[str, list[float]] | None:
+def find_normalization(network: str, fields: Mapping[str, Any]) -> dict[str, list[float]] | None:
     """What a network's pictures must be normalised with; None for sound."""
     backbone = network
     if network not in BACKBONES:
@@ -101,7 +100,7 @@ def _normalization(network: str, fields: Mapping[str, Any]) -> dict[str, list[fl
         backbone = fields.get("backbone", default)
     if backbone not in PICTURE_BACKBONES:
         return None
-    mean, std = get_normalization(backbone)
+    mean, std = getfind_normalization(backbone)
     return {"mean": [round(float(x), 6) for x in mean], "std": [round(float(x), 6) for x in std]}
 
 
@@ -138,98 +137,3 @@ def load_converted(directory: epath.PathLike) -> tuple[dict[str, PyTree], dict[s
             f"other bits than were saved, e.g. {list_names(damaged)}; convert them again."
         )
     return unflatten(flat), provenance
-
-
-def load_weights(directory: epath.PathLike) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """As `load_converted`, of a folder written by `convert` or of a run's WORKDIR (its best
-    checkpoint).
-
-    Raises:
-      NotFoundError, BadValueError: no such folder, or it cannot be read.
-    """
-    path = epath.Path(directory).expanduser().absolute()
-    if not any((path / folder).exists() for folder in ("best", "checkpoints")):
-        return load_converted(path)
-    from avs_jax.checkpoint import load_model  # needs the data loader, which conversion does not
-
-    run = load_model(path)
-    fields = dict(run.config.model.to_dict())
-    network = fields.pop("name")
-    provenance = {
-        "network": network,
-        "fields": fields,
-        "source": {"file": f"step {run.step}"},
-        "normalization": _normalization(network, fields),
-    }
-    return jax.tree.map(np.asarray, run.variables), provenance
-
-
-def _part_of(variables: dict[str, PyTree], network: str, part: str) -> dict[str, Any]:
-    """Flat variables under their paths in the model; of a whole model that part alone."""
-    flat = flatten(variables)
-    if part == "model":
-        return flat
-    if network in BACKBONES:
-        return {path.replace("/", f"/{part}/", 1): x for path, x in flat.items()}
-    return {path: x for path, x in flat.items() if path.split("/")[1] == part}
-
-
-def merge_init(
-    variables: Mapping[str, PyTree], directories: Mapping[str, epath.PathLike]
-) -> tuple[dict[str, PyTree], list[str]]:
-    """Pours converted weights into a model's variables.
-
-    Args:
-      variables: {"params", "batch_stats"} of the model; only structure and shapes of what is
-        replaced are looked at.
-      directories: part of the model -> folder written by `convert`, or WORKDIR of a training run,
-        e.g. {"backbone": DIR, "audio_backbone": DIR}; the part "model" is the whole. Of the weights
-        of a whole model that part is taken.
-
-    Returns:
-      New variables (numpy arrays where loaded, the given leaves elsewhere), and report lines: what
-      was loaded from where, and what was not.
-
-    Raises:
-      NotFoundError, BadValueError: a folder that cannot be read.
-      ConversionError: weights of another structure or shape, or made for another normalisation than
-        the backbone gets here; every mismatch of every part. Nothing is loaded by halves.
-    """
-    flat = flatten(variables)
-    merged, report, problems = dict(flat), [], {}
-    for part, directory in directories.items():
-        loaded, provenance = load_weights(directory)
-        network = provenance["network"]
-        given = _part_of(loaded, network, part)
-        wanted = {path for path in flat if part in ("model", path.split("/")[1])}
-        found = {
-            "missing": sorted(wanted - set(given)),
-            "unknown entries": sorted(set(given) - wanted),
-            "wrong shapes": [
-                f"{path} {list(given[path].shape)} for {list(flat[path].shape)}"
-                for path in sorted(wanted & set(given))
-                if given[path].shape != flat[path].shape
-            ],
-            "other normalisation": [],
-        }
-        expected = _normalization(network, provenance["fields"])
-        if provenance["normalization"] != expected:
-            found["other normalisation"].append(f"{provenance['normalization']} for {expected}")
-        for kind, names in found.items():
-            if names:
-                problems.setdefault(f"{part} from {network} of {directory}: {kind}", []).extend(
-                    names
-                )
-        merged.update(given)
-        count = sum(x.size for path, x in given.items() if path.startswith("params/"))
-        report.append(
-            f"{part}: {count:,} parameters of {network} from {directory} "
-            f"({provenance['source'].get('file', 'unknown file')})"
-        )
-    if problems:
-        listed = "; ".join(f"{what}: {list_names(names)}" for what, names in problems.items())
-        raise ConversionError(f"init_from does not fit the model: {listed}.", problems)
-    fresh = sorted({path.split("/")[1] for path in flat if merged[path] is flat[path]})
-    if fresh:
-        report.append(f"not loaded, from scratch: {', '.join(fresh)}")
-    return unflatten(merged), report

@@ -8,9 +8,10 @@ import shutil
 import pytest
 
 from avs_jax import errors
-from avs_jax.data import check, faults, layouts
-from tests.data import mini_avsbench as mini
-from tests.data.planted_faults import FAULTS, write_broken
+from avs_jax.data import check
+from avs_jax.data.avsbench import faults, layouts
+from tests.data.avsbench import mini_avsbench as mini
+from tests.data.avsbench.planted_faults import FAULTS, write_broken
 
 
 def run(capsys, *args):

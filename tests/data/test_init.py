@@ -96,7 +96,8 @@ def test_a_slice_that_is_none_is_refused_in_one_line(built):
 @pytest.mark.parametrize("folder", ["missing", "."])
 def test_nothing_built_says_how_to_build_it(tmp_path, folder):
     with pytest.raises(
-        errors.NotFoundError, match=r"python -m avs_jax.data.synthetic --subset s4 --data_dir "
+        errors.NotFoundError,
+        match=r"python -m avs_jax.data.sounding_shapes.build --subset s4 --data_dir ",
     ):
         data.open_split("sounding_shapes", "s4", "train", tmp_path / folder)
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from array_record.python import array_record_data_source
 
-from avs_jax.data import clips as clips_lib
-from avs_jax.data import layouts, shards
-from tests.data import mini_avsbench as mini
+from avs_jax.data import shards
+from avs_jax.data.avsbench import clips as clips_lib
+from avs_jax.data.avsbench import layouts
+from tests.data.avsbench import mini_avsbench as mini
 
 
 @pytest.fixture(scope="module")

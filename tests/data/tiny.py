@@ -2,7 +2,7 @@
 
 import os
 
-from avs_jax.data import synthetic
+from avs_jax.data.sounding_shapes import build
 
 
 def build_tiny(
@@ -12,5 +12,5 @@ def build_tiny(
     clips: tuple[int, int, int] = (8, 4, 4),
 ) -> str:
     """Builds `sounding_shapes` under `data_dir` (< 1 s) and returns `data_dir` for `open_split`."""
-    synthetic.build(data_dir, subset, size=size, clips=clips)
+    build.build(data_dir, subset, size=size, clips=clips)
     return os.fspath(data_dir)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from avs_jax import errors, losses
+from avs_jax import errors
+from avs_jax.layers import losses
 from tests.parity.fill import uniform
 
 EXPECTED = np.load(Path(__file__).parent / "parity/expected/metrics.npz")

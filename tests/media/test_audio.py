@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avs_jax import audio, errors
+from avs_jax import errors
+from avs_jax.media import audio
 from tests.parity import fill
 
 SECOND = audio.SAMPLE_RATE

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avs_jax import audio, errors, video
-from tests import film
+from avs_jax import errors
+from avs_jax.media import audio, video
+from tests.media import film
 
 
 def read_sound(path):

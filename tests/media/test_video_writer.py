@@ -7,9 +7,10 @@ import av
 import numpy as np
 import pytest
 
-from avs_jax import errors, video
-from avs_jax.video_writer import OverlayWriter
-from tests import film
+from avs_jax import errors
+from avs_jax.media import video
+from avs_jax.media.video_writer import OverlayWriter
+from tests.media import film
 
 
 def rewrite(source, target, change=lambda rgb: rgb):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avs_jax import errors, models, state
+from avs_jax import errors, models
+from avs_jax.models.forward import count_params, init_shapes
 
 SMALL = {
     "backbone": "small_resnet",
@@ -48,8 +49,8 @@ def small_inputs(b=1, t=2, size=32, seed=0):
 
 @pytest.mark.parametrize("fields, expected", GOLDEN, ids=lambda x: str(x))
 def test_parameter_count(fields, expected):
-    shapes = state.init_shapes(models.get_model("avesformer", **fields), 1, 64)
-    assert state.count_params(shapes["params"]) == expected
+    shapes = init_shapes(models.get_model("avesformer", **fields), 1, 64)
+    assert count_params(shapes["params"]) == expected
 
 
 @pytest.mark.parametrize("num_classes", [1, 71])
@@ -128,7 +129,7 @@ def test_decoder_at_stride_16(fill_variables):
 
 def test_decoder_stride_must_be_8_or_16():
     with pytest.raises(errors.BadValueError, match="decoder_stride=4"):
-        state.init_shapes(models.get_model("avesformer", decoder_stride=4, **SMALL), 1, 32)
+        init_shapes(models.get_model("avesformer", decoder_stride=4, **SMALL), 1, 32)
 
 
 def test_bfloat16_computes_close_to_float32_with_float32_parameters(fill_variables):
@@ -136,7 +137,7 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters(fill_variabl
     exact = models.get_model("avesformer", **SMALL)
     rough = models.get_model("avesformer", dtype="bfloat16", **SMALL)
     variables = fill_variables(exact, *inputs)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.init_shapes(rough, 1, 32)))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(init_shapes(rough, 1, 32)))
     a, b = (apply(m, variables, *inputs)["logits"] for m in (exact, rough))
     assert b.dtype == jnp.float32
     # bfloat16 has 8 bits of mantissa: about 1 % through a dozen layers.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from avs_jax import convert
-from avs_jax.convert_tables import TABLES
+from avs_jax.weights.torch_tables import TABLES
 from tests.parity import catr, fill
 
 pytestmark = pytest.mark.slow  # whole networks at 224 x 224 and 448 x 448, with gradients

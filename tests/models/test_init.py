@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from avs_jax import errors, models
@@ -36,13 +34,3 @@ import avs_jax.models
 model = avs_jax.models.get_model("avesformer", backbone="resnet18")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_inputs_are_normalised_and_resized():
-    frames = jnp.full((1, 2, 8, 8, 3), 255, jnp.uint8)
-    waveform = jnp.zeros((1, 32_000))
-    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
-    pictures, log_mel = models.model_inputs(frames, waveform, (mean, std), size=4)
-    assert pictures.shape == (1, 2, 4, 4, 3)
-    assert log_mel.shape == (1, 2, 96, 64)
-    np.testing.assert_allclose(pictures[0, 0, 0, 0], [2.0, 3.0, 7.0], rtol=1e-5)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from avs_jax import losses, models
+from avs_jax import models
+from avs_jax.layers import losses
 from avs_jax.models import pcmanet
 from tests.models.small_pcmanet import (
     CORRECTED,

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from avs_jax import audio, errors
+from avs_jax import errors
 from avs_jax.backbones import get_backbone
 from avs_jax.backbones.resnet import max_pool
 from avs_jax.convert import from_torch
+from avs_jax.media import audio
 from tests.parity import fill
 
 Entries = dict[str, np.ndarray]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from avs_jax import boundary
+from avs_jax.scoring import boundary
 from tests.parity.fill import uniform
 
 

@@ -9,8 +9,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from avs_jax import errors, evaluators, metrics, sharding
-from tests.made_up import CLASSES, CLIPS, SIZE, MadeUpSource, listen, listen_variables
+from avs_jax import errors
+from avs_jax.scoring import evaluators, metrics
+from tests.scoring.made_up import CLASSES, CLIPS, SIZE, MadeUpSource, listen, listen_variables
 
 
 @pytest.fixture(params=[1, CLASSES], ids=["binary", "semantic"])
@@ -30,7 +31,7 @@ def _config(num_classes, batch_size=2, sounds=("own",), oracle=False):
 
 
 def _mesh_sharding(devices=1):
-    return sharding.batch_sharding(sharding.make_mesh(devices=jax.devices()[:devices]))
+    return devices.batch_sharding(devices.make_mesh(devices=jax.devices()[:devices]))
 
 
 @functools.cache

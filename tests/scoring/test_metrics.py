@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avs_jax import errors, metrics
+from avs_jax import errors
+from avs_jax.scoring import metrics
 from tests.parity.fill import uniform
 
 EXPECTED = np.load(Path(__file__).parent / "parity/expected/metrics.npz")

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avs_jax import boundary, errors, metrics, modes
-from avs_jax.records import Clip, Records
-from tests import test_metrics
+from avs_jax import errors
+from avs_jax.scoring import boundary, metrics, modes
+from avs_jax.scoring.records import Clip, Records
+from tests.scoring import test_metrics
 
 EXPECTED = np.load(Path(__file__).parent / "parity/expected/metrics.npz")
 binary_frames, semantic_frames = jax.jit(metrics.binary_frames), jax.jit(metrics.semantic_frames)

@@ -8,16 +8,25 @@ import ml_collections
 import numpy as np
 import pytest
 
-from avs_jax import boundary, evaluators, modes, records, sharding, sounds
+from avs_jax import devices
 from avs_jax.data import pipeline
-from avs_jax.sounds import Heard
-from tests.made_up import CLASSES, CLIPS, SECONDS, SIZE, MadeUpSource, listen, listen_variables
+from avs_jax.scoring import boundary, evaluators, modes, records, sounds
+from avs_jax.scoring.sounds import Heard
+from tests.scoring.made_up import (
+    CLASSES,
+    CLIPS,
+    SECONDS,
+    SIZE,
+    MadeUpSource,
+    listen,
+    listen_variables,
+)
 
 
 @functools.cache
 def _collect(num_classes, batch_size=2, devices=1, boundaries=False, objects=True, sound="own"):
     kind = "binary" if num_classes == 1 else "semantic"
-    clips = sharding.batch_sharding(sharding.make_mesh(devices=jax.devices()[:devices]))
+    clips = devices.batch_sharding(devices.make_mesh(devices=jax.devices()[:devices]))
     score = records.make_score(listen, kind, clips, boundaries=boundaries)
     heard = Heard(MadeUpSource(objects), sound, others=tuple(reversed(range(CLIPS))))
     batches = pipeline.eval_batches(
@@ -55,7 +64,7 @@ def test_summary_is_what_the_evaluators_add_up(num_classes):
             "eval": {"batch_size": 2, "split": "test", "sounds": ("own",), "oracle": False},
         }
     )
-    clips = sharding.batch_sharding(sharding.make_mesh(devices=jax.devices()[:1]))
+    clips = devices.batch_sharding(devices.make_mesh(devices=jax.devices()[:1]))
     (evaluator,) = evaluators.build_evaluators(config, listen, MadeUpSource(), clips)
     expected = {
         name.removeprefix("test/"): value
@@ -108,7 +117,7 @@ def test_only_keeps_the_frames_asked_for():
 
 
 def test_masks_are_handed_over_for_the_seconds_that_exist():
-    clips = sharding.batch_sharding(sharding.make_mesh(devices=jax.devices()[:1]))
+    clips = devices.batch_sharding(devices.make_mesh(devices=jax.devices()[:1]))
     score = records.make_score(listen, "binary", clips, masks=True)
     batches = pipeline.eval_batches(Heard(MadeUpSource()), batch_size=2)
     seen = {}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from avs_jax import errors, sounds
-from tests.made_up import CLIPS, MadeUpSource
+from avs_jax import errors
+from avs_jax.scoring import sounds
+from tests.scoring.made_up import CLIPS, MadeUpSource
 
 
 def _heard(sound, others=None):

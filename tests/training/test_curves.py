@@ -5,7 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from avs_jax import curves, errors
+from avs_jax import errors
+from avs_jax.training import curves
+from avs_jax.weights import trained
 
 
 def write_log(path, lines):
@@ -43,7 +45,7 @@ def test_learning_curve_of_an_empty_log_is_an_error(tmp_path):
 
 def test_last_value_is_the_newest_of_its_name(tmp_path):
     log = tmp_path / "log.jsonl"
-    assert curves.last_value(log, "train/seconds") is None
+    assert trained.last_value(log, "train/seconds") is None
     write_log(log, [{"step": 1, "train/seconds": 7.0}, {"step": 2, "validation/miou": 0.5}])
-    assert curves.last_value(log, "train/seconds") == 7.0
-    assert curves.last_value(log, "train/loss") is None
+    assert trained.last_value(log, "train/seconds") == 7.0
+    assert trained.last_value(log, "train/loss") is None

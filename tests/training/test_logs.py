@@ -4,7 +4,7 @@ import json
 
 from tensorboardX.proto.event_pb2 import Event
 
-from avs_jax.logs import Logs
+from avs_jax.training.logs import Logs
 
 
 def read(path):

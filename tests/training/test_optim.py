@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from avs_jax import errors, optim
+from avs_jax import errors
+from avs_jax.training import optim
 
 PARAMS = {
     "backbone": {"conv1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax import convert
-from avs_jax import convert_tables as tables
+from avs_jax.weights import torch_tables as tables
 
 
 def test_placeholder_stands_for_digits():

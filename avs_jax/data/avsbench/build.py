@@ -1,8 +1,8 @@
 """Builds a data set from a download of AVSBench, once; training and evaluation read the result.
 
-    python -m avs_jax.data.avsbench s4   SOURCE DEST      Single-source, one sounding object
-    python -m avs_jax.data.avsbench ms3  SOURCE DEST      Multi-sources
-    python -m avs_jax.data.avsbench avss SOURCE DEST      AVSBench-semantic, 71 classes
+    python -m avs_jax.data.avsbench.build s4   SOURCE DEST      Single-source, one sounding object
+    python -m avs_jax.data.avsbench.build ms3  SOURCE DEST      Multi-sources
+    python -m avs_jax.data.avsbench.build avss SOURCE DEST      AVSBench-semantic, 71 classes
 
 SOURCE is the folder where the release was unpacked, in any of its layouts; `python -m
 avs_jax.data.check SOURCE` says what is in it and what is wrong with it. DEST becomes the `data_dir`
@@ -32,9 +32,10 @@ import tqdm
 from tensorflow_datasets.core import dataset_builder
 
 from avs_jax import errors
-from avs_jax.data import clips as clips_lib
-from avs_jax.data import layouts, shards
-from avs_jax.data.faults import KINDS, Finding
+from avs_jax.data import shards
+from avs_jax.data.avsbench import clips as clips_lib
+from avs_jax.data.avsbench import layouts
+from avs_jax.data.avsbench.faults import KINDS, Finding
 
 NAME = "avsbench"
 SUBSETS = {  # of the data set -> those of the release
@@ -355,7 +356,7 @@ def build(
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m avs_jax.data.avsbench",
+        prog="python -m avs_jax.data.avsbench.build",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -394,6 +395,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from avs_jax.data import avsbench  # the module itself: worker processes cannot import __main__
+    from avs_jax.data.avsbench import build as module  # worker processes cannot import __main__
 
-    errors.run_program(avsbench.main)
+    errors.run_program(module.main)

@@ -7,7 +7,8 @@ label picture of the release carries either the ids (`labels_semantic`) or the p
 
 import numpy as np
 
-from avs_jax import errors, visualize
+from avs_jax import errors
+from avs_jax.media import drawing
 from avs_jax.types import UInt8
 
 _NAMES = """
@@ -46,7 +47,7 @@ def sources(category: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in CLASS_NAMES[1:])
 
 
-PALETTE = visualize.palette(NUM_CLASSES)  # u8[71 3], RGB
+PALETTE = drawing.palette(NUM_CLASSES)  # u8[71 3], RGB
 PALETTE.setflags(write=False)
 
 

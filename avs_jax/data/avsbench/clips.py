@@ -23,10 +23,10 @@ import PIL.Image
 import scipy.io.wavfile
 import tensorflow_datasets as tfds
 
-from avs_jax import audio
-from avs_jax.data import classes
-from avs_jax.data.faults import Finding
-from avs_jax.data.layouts import SUBSETS, Clip
+from avs_jax.data.avsbench import classes
+from avs_jax.data.avsbench.faults import Finding
+from avs_jax.data.avsbench.layouts import SUBSETS, Clip
+from avs_jax.media import audio
 from avs_jax.types import Int
 
 _WAV_RATES = {"v2": (48_000, 16_000)}  # Hz, as released; all others have 16 kHz

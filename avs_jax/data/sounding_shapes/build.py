@@ -1,8 +1,8 @@
 """Makes the embedded data set `sounding_shapes`: moving shapes, some of which sound.
 
-    python -m avs_jax.data.synthetic --subset ms3 --data_dir DIR            builds it (once)
-    python -m avs_jax.data.synthetic --mp4 DIR --split test --count 3     clips as videos with sound
-    python -m avs_jax.data.synthetic --preview sheet.png                    a picture of some clips
+    python -m avs_jax.data.sounding_shapes.build --subset ms3 --data_dir DIR    builds it (once)
+    ... --mp4 DIR --split test --count 3                      clips as videos with sound
+    ... --preview sheet.png                                   a picture of some clips
 
 Ten classes, each with a look and a timbre of its own (scenes.py, shapes.py, timbres.py). A clip
 has one to three moving objects on a textured background; some are always silent, others sound in
@@ -38,7 +38,7 @@ import tqdm
 from absl import logging
 
 from avs_jax import errors
-from avs_jax.data import scenes, timbres
+from avs_jax.data.sounding_shapes import scenes, timbres
 
 NAME = "sounding_shapes"
 SIZE = 96
@@ -288,7 +288,7 @@ def _write_mp4s(folder: str, subset: str, split: str, count: int, seed: int, fps
 
 
 def _write_preview(path: str, subset: str, split: str, count: int, seed: int) -> None:
-    from avs_jax.data import preview
+    from avs_jax.data.sounding_shapes import preview
 
     sheet = preview.draw_sheet([scenes.plan_clip(subset, split, i, seed) for i in range(count)])
     if not cv2.imwrite(path, sheet[..., ::-1]):
@@ -303,7 +303,7 @@ def _parse_clips(text: str) -> tuple[int, ...]:
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and does what it says; raises errors.InputError."""
     parser = argparse.ArgumentParser(
-        prog="python -m avs_jax.data.synthetic",
+        prog="python -m avs_jax.data.sounding_shapes.build",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from avs_jax import visualize
-from avs_jax.data import scenes, shapes
+from avs_jax.data.sounding_shapes import scenes, shapes
+from avs_jax.media import drawing
 from avs_jax.types import UInt8
 
 _SIDE = 120  # pixels of a picture on the sheet
@@ -51,7 +51,7 @@ def _clip_rows(plan: scenes.Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     truth = seen.copy()
     heard = np.full((_SOUND_HEIGHT, width, 3), 255, np.uint8)
     waveform = clip.waveform / np.float32(32768)
-    sound = visualize.draw_spectrogram(waveform, plan.seconds, _SOUND_HEIGHT, plan.seconds * _SIDE)
+    sound = drawing.draw_spectrogram(waveform, plan.seconds, _SOUND_HEIGHT, plan.seconds * _SIDE)
     for k in range(plan.seconds):
         columns = slice(k * step, k * step + _SIDE)
         seen[:, columns] = clip.frames[k]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from avs_jax import errors
-from avs_jax.data import shapes, timbres
+from avs_jax.data.sounding_shapes import shapes, timbres
 from avs_jax.types import Float, UInt8
 
 CLASSES = (

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import scipy.io.wavfile
 
-from avs_jax.data import classes
+from avs_jax.data.avsbench import classes
 
 S4_CLIPS = {  # split -> (name, category)
     "train": [

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from avs_jax.data import layouts
-from avs_jax.data.layouts import Clip
-from tests.data import mini_avsbench as mini
+from avs_jax.data.avsbench import layouts
+from avs_jax.data.avsbench.layouts import Clip
+from tests.data.avsbench import mini_avsbench as mini
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from avs_jax import data, errors
-from avs_jax.data import avsbench, clips, pipeline, shards, transforms
-from tests.data import mini_avsbench as mini
+from avs_jax.data import pipeline, shards, transforms
+from avs_jax.data.avsbench import build, clips
+from tests.data.avsbench import mini_avsbench as mini
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -35,8 +36,8 @@ def source(release, tmp_path):
 def built(release, tmp_path_factory):
     """A data directory with all three subsets."""
     folder = tmp_path_factory.mktemp("built")
-    for subset in avsbench.SUBSETS:
-        avsbench.build(subset, release, folder)
+    for subset in build.SUBSETS:
+        build.build(subset, release, folder)
     return folder
 
 
@@ -132,15 +133,15 @@ def test_batches_for_training_and_evaluation(built, subset):
 
 
 def test_repacked_set_has_the_same_pictures(built, release, tmp_path):
-    avsbench.build("s4", release, tmp_path, repack=True)
+    build.build("s4", release, tmp_path, repack=True)
     for name, example in read(tmp_path, "s4", "test").items():
         expected = read(built, "s4", "test")[name]
         np.testing.assert_array_equal(example["frames"], expected["frames"])
 
 
 def test_summary_has_a_line_for_each_split_and_subset(built, release):
-    info = avsbench.build("avss", release, built)
-    text = avsbench.summarize(info)
+    info = build.build("avss", release, built)
+    text = build.summarize(info)
     assert "       train          v2        4750           2           2          20" in text
     assert "  validation         v1m          64           1           1           5" in text
     assert "wavs shorter than their clip: 1." in text
@@ -149,17 +150,17 @@ def test_summary_has_a_line_for_each_split_and_subset(built, release):
 def test_second_build_keeps_what_is_there(built, release):
     path = built / "avsbench/s4/1.0.0/dataset_info.json"
     before = path.stat().st_mtime_ns
-    avsbench.build("s4", release, built)
+    build.build("s4", release, built)
     assert path.stat().st_mtime_ns == before
 
 
 def test_nothing_but_the_data_set_is_left(release, tmp_path):
-    avsbench.build("ms3", release, tmp_path)
+    build.build("ms3", release, tmp_path)
     assert os.listdir(tmp_path) == ["avsbench"]
 
 
 def test_tensorflow_datasets_can_build_it_too(release, tmp_path):
-    builder = avsbench.AVSBench(config="ms3", data_dir=tmp_path)
+    builder = build.AVSBench(config="ms3", data_dir=tmp_path)
     config = tfds.download.DownloadConfig(manual_dir=release)
     builder.download_and_prepare(download_config=config)
     assert len(builder.as_data_source("train")) == 2
@@ -169,7 +170,7 @@ def test_broken_clip_keeps_the_build_from_finishing(source, tmp_path, capfd):
     wav = next(source.glob("**/audio_wav/train/*/1e5.wav"))
     wav.write_bytes(b"\x80\x04.")
     with pytest.raises(errors.BadValueError, match=r"1 of 8 clips are broken .* --skip-broken"):
-        avsbench.build("s4", source, tmp_path / "out")
+        build.build("s4", source, tmp_path / "out")
     assert f"1e5: pickled_wav {wav}" in capfd.readouterr().err
     with pytest.raises(errors.NotFoundError):
         data.find_built("avsbench", "s4", tmp_path / "out")
@@ -177,10 +178,10 @@ def test_broken_clip_keeps_the_build_from_finishing(source, tmp_path, capfd):
 
 def test_broken_clips_are_left_out_when_asked_and_counted(source, tmp_path):
     next(source.glob("**/audio_wav/train/*/1e5.wav")).unlink()
-    info = avsbench.build("s4", source, tmp_path / "out", skip_broken=True)
+    info = build.build("s4", source, tmp_path / "out", skip_broken=True)
     assert info.splits["train"].num_examples == 3
     assert info.metadata["left_out"] == ["1e5"]
-    line = next(x for x in avsbench.summarize(info).splitlines() if "train" in x)
+    line = next(x for x in build.summarize(info).splitlines() if "train" in x)
     assert line.split() == ["train", "s4", "3452", "4", "3", "15", "3", "1"]
 
 
@@ -188,9 +189,9 @@ def test_repaired_clip_lets_the_build_finish(source, tmp_path):
     wav = next(source.glob("**/audio_wav/train/*/1e5.wav"))
     wav.rename(f"{wav}.away")
     with pytest.raises(errors.BadValueError):
-        avsbench.build("s4", source, tmp_path / "out")
+        build.build("s4", source, tmp_path / "out")
     pathlib.Path(f"{wav}.away").rename(wav)
-    info = avsbench.build("s4", source, tmp_path / "out")
+    info = build.build("s4", source, tmp_path / "out")
     assert info.splits["train"].num_examples == 4
 
 
@@ -198,19 +199,19 @@ def test_bad_row_of_the_table_keeps_the_build_from_finishing(source, tmp_path):
     with open(next(source.glob("**/s4_meta_data.csv")), "a") as file:
         file.write("x,0,dog_barking,dev\n")
     with pytest.raises(errors.BadValueError, match="broken"):
-        avsbench.build("s4", source, tmp_path / "out")
+        build.build("s4", source, tmp_path / "out")
 
 
 def test_split_without_a_usable_clip_is_left_out(source, tmp_path):
     shutil.rmtree(next(source.glob("**/visual_frames/val")))
-    info = avsbench.build("s4", source, tmp_path / "out", skip_broken=True)
+    info = build.build("s4", source, tmp_path / "out", skip_broken=True)
     assert set(info.splits) == {"train", "test"}
 
 
 def test_build_without_any_usable_clip_fails(source, tmp_path):
     shutil.rmtree(next(source.glob("**/s4_data/audio_wav")))
     with pytest.raises(errors.BadValueError, match="not one clip"):
-        avsbench.build("s4", source, tmp_path / "out", skip_broken=True)
+        build.build("s4", source, tmp_path / "out", skip_broken=True)
 
 
 def test_interrupted_build_looks_unfinished_and_goes_on(release, tmp_path, monkeypatch):
@@ -225,11 +226,11 @@ def test_interrupted_build_looks_unfinished_and_goes_on(release, tmp_path, monke
     is_first = True
     monkeypatch.setattr(clips, "read_clip", remember)
     with pytest.raises(KeyboardInterrupt):
-        avsbench.build("s4", release, tmp_path)
+        build.build("s4", release, tmp_path)
     with pytest.raises(errors.NotFoundError):
         data.find_built("avsbench", "s4", tmp_path)
     is_first = False
-    avsbench.build("s4", release, tmp_path)
+    build.build("s4", release, tmp_path)
     assert len(seen) == 8  # the four of train, then the others only
 
 
@@ -237,7 +238,7 @@ def test_killed_build_leaves_nothing_finished_and_goes_on(source, tmp_path):
     wav = next(source.glob("**/audio_wav/test/_Q2.wav"))
     wav.rename(tmp_path / "aside.wav")
     os.mkfifo(wav)  # a file that takes forever to read: the build hangs there until it is killed
-    command = [sys.executable, "-m", "avs_jax.data.avsbench", "ms3", source, tmp_path / "out"]
+    command = [sys.executable, "-m", "avs_jax.data.avsbench.build", "ms3", source, tmp_path / "out"]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     staging = tmp_path / "out" / ".building-avsbench-ms3"
     deadline = time.monotonic() + 60
@@ -262,27 +263,27 @@ def test_two_builds_do_not_write_at_once(release, tmp_path):
     with open(staging / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(errors.BadValueError, match="another build writes"):
-            avsbench.build("s4", release, tmp_path)
+            build.build("s4", release, tmp_path)
 
 
 def test_many_shards_make_one_split(release, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 3)
-    avsbench.build("s4", release, tmp_path)
+    build.build("s4", release, tmp_path)
     assert set(read(tmp_path, "s4", "train")) == {name for name, _ in mini.S4_CLIPS["train"]}
 
 
 @pytest.mark.parametrize("subset", ["s4", "ms3"])
 def test_binary_sets_from_the_semantic_layout_say_so_loudly(release, tmp_path, subset, capfd):
     source = release / "AVSBench_semantic"
-    info = avsbench.build(subset, source, tmp_path, rebuild_from="semantic")
+    info = build.build(subset, source, tmp_path, rebuild_from="semantic")
     warning = f"These are NOT the labels of {subset.upper()}"
     assert warning in capfd.readouterr().err
-    assert warning in avsbench.summarize(info)
+    assert warning in build.summarize(info)
     assert info.metadata["labels"] == "semantic"
 
 
 def test_binary_set_from_the_semantic_layout_marks_every_class(release, tmp_path):
-    avsbench.build("ms3", release, tmp_path, rebuild_from="semantic")
+    build.build("ms3", release, tmp_path, rebuild_from="semantic")
     example = read(tmp_path, "ms3", "train")["_19NVGk6Zt8_0"]
     row = next(row for row in mini.SEMANTIC_CLIPS if row.uid == "_19NVGk6Zt8_0")
     np.testing.assert_array_equal(example["label"][1], mini.draw_label(row, 1) > 0)
@@ -290,44 +291,44 @@ def test_binary_set_from_the_semantic_layout_marks_every_class(release, tmp_path
 
 def test_labels_of_another_layout_are_not_taken_for_ones_own(release, built):
     with pytest.raises(errors.BadValueError, match="labels of the object layout, not the semantic"):
-        avsbench.build("s4", release, built, rebuild_from="semantic")
+        build.build("s4", release, built, rebuild_from="semantic")
 
 
 def test_missing_layout_names_the_one_that_is_there(release, tmp_path):
     with pytest.raises(
         errors.NotFoundError, match=r"no S4 .*, only AVSS .* --rebuild_from semantic"
     ):
-        avsbench.build("s4", release / "AVSBench_semantic", tmp_path)
+        build.build("s4", release / "AVSBench_semantic", tmp_path)
 
 
 def test_avss_cannot_be_had_from_the_object_layout(release, tmp_path):
     with pytest.raises(errors.NotFoundError, match=r"no AVSS .*, only"):
-        avsbench.build("avss", release / "AVSBench_object", tmp_path)
+        build.build("avss", release / "AVSBench_object", tmp_path)
 
 
 def test_avss_is_not_rebuilt(release, tmp_path):
     with pytest.raises(errors.BadValueError, match="avss is the semantic layout"):
-        avsbench.build("avss", release, tmp_path, rebuild_from="semantic")
+        build.build("avss", release, tmp_path, rebuild_from="semantic")
 
 
 def test_unknown_subset_lists_known_ones(release, tmp_path):
     with pytest.raises(errors.UnknownNameError, match="'s5'; known: avss, ms3, s4"):
-        avsbench.build("s5", release, tmp_path)
+        build.build("s5", release, tmp_path)
 
 
 def test_buckets_are_not_built_in(release):
     with pytest.raises(errors.BadValueError, match="build in a local folder"):
-        avsbench.build("s4", release, "gs://bucket/data")
+        build.build("s4", release, "gs://bucket/data")
 
 
 def test_destination_that_is_a_file_is_an_error(release, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.BadValueError, match="cannot write"):
-        avsbench.build("s4", release, tmp_path / "file")
+        build.build("s4", release, tmp_path / "file")
 
 
 def test_program_prints_the_summary(release, tmp_path, capsys):
-    avsbench.main(["ms3", str(release), str(tmp_path), "--num_workers", "1"])
+    build.main(["ms3", str(release), str(tmp_path), "--num_workers", "1"])
     assert "avsbench/ms3/1.0.0 in" in capsys.readouterr().out
 
 

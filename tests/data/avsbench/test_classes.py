@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from avs_jax import errors
-from avs_jax.data import classes
+from avs_jax.data.avsbench import classes
 
 # A folder with files of the release (label2idx.json, samples/), where someone has them.
 RELEASE = pathlib.Path(os.environ.get("AVSBENCH_RELEASE", "/nonexistent"))

@@ -12,10 +12,10 @@ import scipy.io.wavfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avs_jax import audio
-from avs_jax.data import classes, clips, faults, layouts
-from tests.data import mini_avsbench as mini
-from tests.data.planted_faults import FAULTS, write_broken
+from avs_jax.data.avsbench import classes, clips, faults, layouts
+from avs_jax.media import audio
+from tests.data.avsbench import mini_avsbench as mini
+from tests.data.avsbench.planted_faults import FAULTS, write_broken
 
 RELEASE = pathlib.Path(os.environ.get("AVSBENCH_RELEASE", "/nonexistent"))
 needs_release = pytest.mark.skipif(not RELEASE.exists(), reason="AVSBENCH_RELEASE is not set")

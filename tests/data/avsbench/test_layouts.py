@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avs_jax import errors
-from avs_jax.data import layouts
-from tests.data import mini_avsbench as mini
+from avs_jax.data.avsbench import layouts
+from tests.data.avsbench import mini_avsbench as mini
 
 RELEASE = pathlib.Path(os.environ.get("AVSBENCH_RELEASE", "/nonexistent"))
 needs_release = pytest.mark.skipif(not RELEASE.exists(), reason="AVSBENCH_RELEASE is not set")

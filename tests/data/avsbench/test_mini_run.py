@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from avs_jax import evaluate, weights
+from avs_jax import evaluate
 from avs_jax.backbones import get_backbone
-from avs_jax.data import avsbench, classes
-from tests.data import mini_avsbench as mini
+from avs_jax.data.avsbench import build, classes
+from avs_jax.weights.converted import converted
+from tests.data.avsbench import mini_avsbench as mini
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -77,14 +78,14 @@ def save_backbone(folder):
         jax.random.key(0), jnp.zeros((1, 32, 32, 3))
     )
     source = {"file": "made_up.pth", "sha256": ""}
-    weights.save_converted(folder, "small_resnet", jax.device_get(variables), source)
+    converted.save_converted(folder, "small_resnet", jax.device_get(variables), source)
 
 
 @pytest.fixture(scope="module", params=SETS)
 def results(request, release, cache, tmp_path_factory):
     """(subset, results.json, details.json, what train printed), from build to evaluation."""
     subset, folder = request.param, tmp_path_factory.mktemp(request.param)
-    avsbench.main([subset, str(release), str(folder / "data")])
+    build.main([subset, str(release), str(folder / "data")])
     fields = TINY | SETS[subset] | {"data.data_dir": folder / "data"}
     command = [sys.executable, "-m", "avs_jax.train", "--workdir", folder / "run"]
     command += ["--config", fields.pop("config")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avs_jax import data, errors
-from avs_jax.data import scenes, synthetic
+from avs_jax.data.sounding_shapes import build, scenes
 from tests.data.tiny import build_tiny
 
 
@@ -58,9 +58,9 @@ def test_tensorflow_is_never_imported(data_dir):
 
 
 def test_a_second_build_reuses_the_first(data_dir):
-    folder = synthetic.build(data_dir, "ms3", size=32, clips=(4, 2, 3))
+    folder = build.build(data_dir, "ms3", size=32, clips=(4, 2, 3))
     before = {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).iterdir()}
-    synthetic.build(data_dir, "ms3", size=32, clips=(4, 2, 3))
+    build.build(data_dir, "ms3", size=32, clips=(4, 2, 3))
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -81,7 +81,7 @@ def test_nothing_but_the_data_set_is_left_behind(tmp_path):
 def test_another_request_for_the_same_folder_is_refused(data_dir, settings, said):
     asked = {"size": 32, "clips": (4, 2, 3)} | settings
     with pytest.raises(errors.BadValueError, match=f"was built with .* not .*{said}"):
-        synthetic.build(data_dir, "ms3", **asked)
+        build.build(data_dir, "ms3", **asked)
 
 
 @pytest.mark.parametrize(
@@ -95,21 +95,21 @@ def test_another_request_for_the_same_folder_is_refused(data_dir, settings, said
 )
 def test_bad_requests_are_refused(tmp_path, settings, error, said):
     with pytest.raises(error, match=said):
-        synthetic.build(tmp_path, **settings)
+        build.build(tmp_path, **settings)
 
 
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.BadValueError, match="cannot write"):
-        synthetic.build(tmp_path / "file", "ms3", size=32, clips=(1, 1, 1))
+        build.build(tmp_path / "file", "ms3", size=32, clips=(1, 1, 1))
 
 
 def test_processes_make_the_same_records_in_the_same_order(monkeypatch):
-    monkeypatch.setattr(synthetic, "_WORTH_A_PROCESS", 6)
-    monkeypatch.setattr(synthetic, "_CHUNK", 3)
-    monkeypatch.setattr(synthetic, "_count_cores", lambda: 2)
-    make = synthetic.functools.partial(synthetic._make_record, "ms3", "train", 16, 0)
-    together = list(synthetic._make_records(make, 12))
+    monkeypatch.setattr(build, "_WORTH_A_PROCESS", 6)
+    monkeypatch.setattr(build, "_CHUNK", 3)
+    monkeypatch.setattr(build, "_count_cores", lambda: 2)
+    make = build.functools.partial(build._make_record, "ms3", "train", 16, 0)
+    together = list(build._make_records(make, 12))
     for one, other in zip(together, map(make, range(12)), strict=True):
         assert one["id"] == other["id"]
         assert one["label"] == other["label"]
@@ -119,7 +119,7 @@ def test_processes_make_the_same_records_in_the_same_order(monkeypatch):
 def test_the_program_builds_once_and_says_what_it_made(tmp_path, capsys):
     arguments = ["--subset", "ms3", "--data_dir", str(tmp_path), "--size", "32", "--clips", "2,1,1"]
     for _ in range(2):
-        synthetic.main(arguments)
+        build.main(arguments)
         said = capsys.readouterr().out
         assert "2 train, 1 validation, 1 test clips of 32 px" in said
         assert len(said.splitlines()) == 1
@@ -127,14 +127,14 @@ def test_the_program_builds_once_and_says_what_it_made(tmp_path, capsys):
 
 def test_the_program_without_a_task_says_so(capsys):
     with pytest.raises(SystemExit):
-        synthetic.main(["--subset", "ms3"])
+        build.main(["--subset", "ms3"])
     assert "give --data_dir, --mp4 or --preview" in capsys.readouterr().err
 
 
 def test_mp4_shows_and_plays_the_clip(tmp_path):
     plan = scenes.plan_clip("ms3", "test", 0)
     path = tmp_path / "clip.mp4"
-    synthetic.write_mp4(plan, path, fps=4, size=48)
+    build.write_mp4(plan, path, fps=4, size=48)
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     with av.open(str(path)) as container:
@@ -155,12 +155,12 @@ def test_mp4_shows_and_plays_the_clip(tmp_path):
 
 def test_mp4_of_odd_size_is_refused(tmp_path):
     with pytest.raises(errors.BadValueError, match="even size"):
-        synthetic.write_mp4(scenes.plan_clip("ms3", "test", 0), tmp_path / "x.mp4", size=33)
+        build.write_mp4(scenes.plan_clip("ms3", "test", 0), tmp_path / "x.mp4", size=33)
 
 
 def test_preview_is_a_picture(tmp_path, capsys):
     path = tmp_path / "sheet.png"
-    synthetic.main(["--preview", str(path), "--count", "2"])
+    build.main(["--preview", str(path), "--count", "2"])
     assert path.stat().st_size > 10_000
     with pytest.raises(errors.BadValueError, match="cannot write"):
-        synthetic.main(["--preview", str(tmp_path / "no" / "sheet.png"), "--count", "1"])
+        build.main(["--preview", str(tmp_path / "no" / "sheet.png"), "--count", "1"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax import errors
-from avs_jax.data import scenes
+from avs_jax.data.sounding_shapes import scenes
 
 
 def plans(subset, split, count):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avs_jax.data import shapes
+from avs_jax.data.sounding_shapes import shapes
 
 SKIN = shapes.Skin(hue=0.3, saturation=0.8, value=0.9, aspect=1.0, scale=1.0, phase=0.3)
 KINDS = range(len(shapes.LOOKS))

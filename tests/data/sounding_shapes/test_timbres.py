@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avs_jax.data import shapes, timbres
+from avs_jax.data.sounding_shapes import shapes, timbres
 
 KINDS = range(len(timbres.TIMBRES))
 

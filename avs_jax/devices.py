@@ -1,0 +1,84 @@
+"""The devices that a program runs on, and how a batch lies on them: one mesh, two axes.
+
+`data` splits the batch, `fsdp` splits the batch and the parameters. Programs are `jax.jit` over
+arrays with shardings; the same code runs on one CPU, eight GPUs or a pod of hosts. Statistics of
+batch normalisation and all means are over the global batch.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from avs_jax import errors
+
+
+def quiet_libraries() -> None:
+    """Keeps the info lines of orbax, grain and absl off the console; --verbosity=0 shows them."""
+    if not any(argument.startswith("--verbosity") for argument in sys.argv):
+        logging.set_verbosity(logging.WARNING)
+
+
+def start_jax(distributed: bool = False) -> None:
+    """Joins the other hosts, if any, and keeps compiled programs on disk for the next start.
+
+    The cache is ~/.cache/avs_jax, or wherever JAX_COMPILATION_CACHE_DIR says.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path.home() / ".cache" / "avs_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if distributed:
+        # Found by jax under Slurm, on TPU VMs and GKE; elsewhere these variables tell, of which jax
+        # itself reads JAX_COORDINATOR_ADDRESS alone.
+        variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        given = {k: int(os.environ[v]) for k, v in variables.items() if v in os.environ}
+        jax.distributed.initialize(**given)
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices (of all hosts) as [data, fsdp].
+
+    Raises:
+      BadValueError: fsdp does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if fsdp < 1 or len(devices) % fsdp:
+        raise errors.BadValueError(
+            f"fsdp={fsdp} does not divide the {len(devices)} devices; use a divisor."
+        )
+    return jax.make_mesh(
+        (len(devices) // fsdp, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Clips are split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:
+    """Raises BadValueError where clips cannot be split evenly over the devices."""
+    if batch_size < 1 or batch_size % mesh.size:
+        raise errors.BadValueError(
+            f"{name}={batch_size} is not divisible by the {mesh.size} devices of mesh axes 'data' "
+            f"x 'fsdp'; use a multiple of {mesh.size}."
+        )
+
+
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """The next batch size that splits evenly over the devices; evaluation pads its last batch."""
+    return -(-max(batch_size, 1) // mesh.size) * mesh.size

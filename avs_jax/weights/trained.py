@@ -1,0 +1,217 @@
+"""What a training run left: its model with the weights, and its log, read without training.
+
+WORKDIR/checkpoints/STEP   model, optimizer, data, meta     the last few, to go on from
+WORKDIR/best/STEP          model, meta                      the best by validation
+WORKDIR/metrics.jsonl      a line of figures each time one was logged
+
+Orbax restores a damaged file without a word where no structure is broken, and raises where one is.
+So each array's checksum is kept in `meta` and compared after restoring.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from avs_jax import errors
+from avs_jax.config import differences
+from avs_jax.data import load_class_names
+from avs_jax.models import get_model
+from avs_jax.models.forward import init_shapes
+from avs_jax.types import Array, PyTree, path_name
+
+
+class Loaded(NamedTuple):
+    """A model and its weights, ready to apply."""
+
+    config: ml_collections.FrozenConfigDict
+    model: nn.Module
+    variables: dict[str, PyTree]  # "params" (the averaged ones if the run kept any), "batch_stats"
+    step: int
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the class ids of the data set it was trained on; None where k = 1."""
+        if self.config.model.num_classes == 1:
+            return None
+        return load_class_names(self.config.data.name)
+
+
+def _say_on_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def build_model(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> nn.Module:
+    """The model that `config.model` describes."""
+    # Frozen: lists, which tuples become in JSON, are tuples again.
+    return get_model(**dict(ml_collections.FrozenConfigDict(config.model)))
+
+
+def load_model(
+    directory: str | os.PathLike, which: str = "best", say: Callable[[str], None] = _say_on_stderr
+) -> Loaded:
+    """The model of a run's WORKDIR with its weights.
+
+    Args:
+      which: "best" (or "latest" where no validation ran), "latest", or a step. Where the best or
+        latest cannot be read, the one before is taken and `say` is told.
+
+    Raises:
+      NotFoundError: no such folder, no checkpoint in it, or not that step.
+      BadValueError: no checkpoint can be read, or it fits no model of this version.
+    """
+    workdir = epath.Path(directory).expanduser().resolve()
+    reasons = []
+    for folder, step in _find_steps(workdir, which):
+        try:
+            return _load_step(folder, step)
+        except errors.InputError:
+            raise
+        except Exception as error:  # orbax raises whatever its parts raise
+            reasons.append(f"{folder.name}/{step} cannot be read ({first_line(error)})")
+            say(f"checkpoint {reasons[-1]}; trying the one before.")
+    raise errors.BadValueError(f"no checkpoint of {workdir} can be used: {'; '.join(reasons)}.")
+
+
+def _load_step(folder: epath.Path, step: int) -> Loaded:
+    manager = open_manager(folder, None)
+    try:
+        meta = read_meta(manager, step)
+        config = ml_collections.FrozenConfigDict(meta["config"])
+        model = build_model(config)
+        shapes = dict(init_shapes(model, config.data.seconds, config.data.size))
+        shapes.setdefault("batch_stats", {})
+        if config.ema_decay is not None:
+            shapes["ema"] = shapes["params"]
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
+        )
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(target))
+        restored = manager.restore(step, args=args)["model"]
+        compare_checksums({"model": restored}, meta["checksums"])
+    finally:
+        manager.close()
+    variables = {
+        "params": restored.get("ema", restored["params"]),
+        "batch_stats": restored["batch_stats"],
+    }
+    return Loaded(config, model, variables, step)
+
+
+def _find_steps(workdir: epath.Path, which: str) -> list[tuple[epath.Path, int]]:
+    """Where `which` may be, the one to be preferred first."""
+    found = {}
+    for folder in ("best", "checkpoints"):
+        path = workdir / folder
+        steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
+        found[folder] = [(path, step) for step in sorted(steps, reverse=True)]
+    if not any(found.values()):
+        raise errors.NotFoundError(
+            f"no checkpoint under {workdir}: expected checkpoints/STEP or best/STEP, as "
+            "`python -m avs_jax.train --workdir` writes them."
+        )
+    if which == "best":
+        return found["best"] + found["checkpoints"]
+    if which == "latest":
+        return found["checkpoints"] + found["best"]
+    everywhere = found["checkpoints"] + found["best"]
+    matches = [(path, step) for path, step in everywhere if str(step) == str(which)]
+    if not matches:
+        known = sorted({step for _, step in everywhere})
+        raise errors.NotFoundError(
+            f"no checkpoint {which!r} under {workdir}; there are: best, latest, "
+            f"{', '.join(map(str, known))}."
+        )
+    return matches
+
+
+def open_manager(path: epath.Path, keep: int | None) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        path,
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+        item_names=None,
+    )
+
+
+def read_meta(manager: ocp.CheckpointManager, step: int) -> dict:
+    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str) -> None:
+    """Raises BadValueError naming the fields of `config.model` that differ from the saved ones."""
+    here = json.loads(config.to_json())["model"]
+    differing = differences(here, saved["model"], "model.")
+    if differing:
+        raise errors.BadValueError(
+            f"{where} holds a checkpoint of another model: {'; '.join(differing)}; "
+            "use another --workdir or the same fields."
+        )
+
+
+@jax.jit
+def _checksums(leaves: list[Array]) -> Array:
+    """One u32 per array: the sum of its bits, weighted by odd numbers by place. Any changed word of
+    32 bits changes it, and sharding does not."""
+
+    def one(x):
+        if x.dtype == jnp.bool_:
+            x = x.astype(jnp.uint8)
+        bits = x.dtype.itemsize * 8
+        words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
+        place = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
+        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+    return jnp.stack([one(x) for x in leaves])
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """{path: checksum} of every array of `tree`, computed where the arrays are."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    values = np.asarray(_checksums([leaf for _, leaf in named]))
+    return {path_name(path): int(v) for (path, _), v in zip(named, values, strict=True)}
+
+
+def compare_checksums(tree: PyTree, expected: dict[str, int]) -> None:
+    found = checksums(tree)
+    wrong = [name for name in found if expected.get(name) != found[name]]
+    if wrong:
+        raise ValueError(f"{len(wrong)} arrays have other bits than were saved, e.g. {wrong[0]}")
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def read_curves(log: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> (steps, values); a line that is cut off is left out."""
+    points: dict[str, dict[int, float]] = {}
+    for line in log.read_text().splitlines():
+        try:
+            record = json.loads(line)
+            step = record.pop("step")
+        except (ValueError, KeyError, AttributeError, TypeError):  # the last line of a killed run
+            continue
+        for name, value in record.items():
+            if isinstance(value, int | float):
+                points.setdefault(name, {})[step] = value
+    return {
+        name: (np.array(sorted(series)), np.array([series[s] for s in sorted(series)], float))
+        for name, series in points.items()
+    }
+
+
+def last_value(log: str | os.PathLike, name: str) -> float | None:
+    """The newest value of `name` in a run's log; None if it holds none or there is no log."""
+    log = epath.Path(log)
+    curves = read_curves(log) if log.exists() else {}
+    return float(curves[name][1][-1]) if name in curves else None
