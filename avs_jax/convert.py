@@ -46,6 +46,7 @@ from avs_jax.weights.converted import (
     save_converted,
     unflatten,
 )
+from avs_jax.weights.torch_files import import_extra, read_torch_file, to_numpy
 from avs_jax.weights.torch_tables import (
     TABLES,
     Table,

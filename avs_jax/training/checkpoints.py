@@ -26,6 +26,14 @@ from avs_jax import errors
 from avs_jax.config import differences
 from avs_jax.training.state import TrainState
 from avs_jax.types import PyTree
+from avs_jax.weights.trained import (
+    check_same_model,
+    checksums,
+    compare_checksums,
+    first_line,
+    open_manager,
+    read_meta,
+)
 
 
 def _split(state: TrainState) -> tuple[PyTree, PyTree]:

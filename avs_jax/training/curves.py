@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from avs_jax import errors
+from avs_jax.weights.trained import read_curves
 
 _NO_LOSS = {
     f"train/{name}" for name in ("learning_rate", "clips_per_second", "seconds", "grad_norm")

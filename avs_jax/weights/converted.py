@@ -17,7 +17,7 @@ from etils import epath
 from flax import traverse_util
 
 from avs_jax import __version__, errors
-from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES
+from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES, get_normalization
 from avs_jax.models import get_model
 from avs_jax.types import PyTree
 
@@ -100,7 +100,7 @@ def find_normalization(network: str, fields: Mapping[str, Any]) -> dict[str, lis
         backbone = fields.get("backbone", default)
     if backbone not in PICTURE_BACKBONES:
         return None
-    mean, std = getfind_normalization(backbone)
+    mean, std = get_normalization(backbone)
     return {"mean": [round(float(x), 6) for x in mean], "std": [round(float(x), 6) for x in std]}
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.forward import make_forward
+from avs_jax.models.forward import make_forward, model_inputs
 from tests.training.test_state import MIRROR, NORMALIZATION, Mirror, make_batch
 
 
@@ -12,7 +12,7 @@ def test_inputs_are_normalised_and_resized():
     frames = jnp.full((1, 2, 8, 8, 3), 255, jnp.uint8)
     waveform = jnp.zeros((1, 32_000))
     mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
-    pictures, log_mel = models.model_inputs(frames, waveform, (mean, std), size=4)
+    pictures, log_mel = model_inputs(frames, waveform, (mean, std), size=4)
     assert pictures.shape == (1, 2, 4, 4, 3)
     assert log_mel.shape == (1, 2, 96, 64)
     np.testing.assert_allclose(pictures[0, 0, 0, 0], [2.0, 3.0, 7.0], rtol=1e-5)

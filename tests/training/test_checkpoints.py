@@ -6,6 +6,7 @@ import pytest
 
 from avs_jax import errors
 from avs_jax.training.checkpoints import Checkpoints
+from avs_jax.weights import trained
 from tests.training.small_run import (
     delete,
     empty,
