@@ -12,7 +12,7 @@ from avs_jax import errors
 from avs_jax.layers import losses
 from tests.parity.fill import uniform
 
-EXPECTED = np.load(Path(__file__).parent / "parity/expected/metrics.npz")
+EXPECTED = np.load(Path(__file__).parents[1] / "parity/expected/metrics.npz")
 
 
 def _pcmanet_case(name, span):

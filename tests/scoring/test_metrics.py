@@ -13,7 +13,7 @@ from avs_jax import errors
 from avs_jax.scoring import metrics
 from tests.parity.fill import uniform
 
-EXPECTED = np.load(Path(__file__).parent / "parity/expected/metrics.npz")
+EXPECTED = np.load(Path(__file__).parents[1] / "parity/expected/metrics.npz")
 few_examples = settings(max_examples=15, deadline=None)
 update = jax.jit(lambda state, *arrays: state.update(*arrays))
 

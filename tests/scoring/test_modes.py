@@ -12,7 +12,7 @@ from avs_jax.scoring import boundary, metrics, modes
 from avs_jax.scoring.records import Clip, Records
 from tests.scoring import test_metrics
 
-EXPECTED = np.load(Path(__file__).parent / "parity/expected/metrics.npz")
+EXPECTED = np.load(Path(__file__).parents[1] / "parity/expected/metrics.npz")
 binary_frames, semantic_frames = jax.jit(metrics.binary_frames), jax.jit(metrics.semantic_frames)
 region_similarity = jax.jit(boundary.region_similarity)
 boundary_accuracy = jax.jit(boundary.boundary_accuracy)

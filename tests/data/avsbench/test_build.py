@@ -18,7 +18,7 @@ from avs_jax.data import pipeline, shards, transforms
 from avs_jax.data.avsbench import build, clips
 from tests.data.avsbench import mini_avsbench as mini
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import pytest
 from avs_jax import evaluate
 from avs_jax.backbones import get_backbone
 from avs_jax.data.avsbench import build, classes
-from avs_jax.weights.converted import converted
+from avs_jax.weights import converted
 from tests.data.avsbench import mini_avsbench as mini
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = {
     "data.name": "avsbench",
     "data.size": 32,
