@@ -1,5 +1,6 @@
-"""What all tests share: eight CPU devices, checked shapes, quick variables."""
+"""What all tests share: eight CPU devices, checked shapes, quick variables, and PyTorch or not."""
 
+import importlib.util
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,9 +19,38 @@ import jax
 import numpy as np
 import pytest
 
+# Gigabytes that only conversion needs (extra `convert`): without them the rest is tested.
+LACKS_TORCH = any(importlib.util.find_spec(name) is None for name in ("torch", "safetensors"))
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than ten seconds; run in CI all the same")
+    config.addinivalue_line("markers", "needs_torch: takes the fixture `torch`: so marked by that")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "torch" in getattr(item, "fixturenames", ()):
+            item.add_marker("needs_torch")
+            if LACKS_TORCH:
+                item.add_marker(pytest.mark.skip(reason="needs PyTorch (extra `convert`)"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    left_out = sum("needs_torch" in report.keywords for report in skipped)
+    if LACKS_TORCH and left_out:
+        terminalreporter.write_line(
+            f"{left_out} tests left out for lack of PyTorch; to run them too: "
+            'pip install -e ".[test,convert]"'
+        )
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch; a test that takes it is marked `needs_torch` and left out where it is missing."""
+    return importlib.import_module("torch")
 
 
 @pytest.fixture(scope="session")

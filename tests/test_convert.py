@@ -8,7 +8,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 from avs_jax import convert, errors
 from avs_jax.weights.converted import load_converted, unflatten
@@ -38,7 +37,7 @@ def resnet18():
     return make_state("resnet18") | classifier
 
 
-def tensors(state_dict):
+def tensors(torch, state_dict):
     return {name: torch.from_numpy(np.array(x)) for name, x in state_dict.items()}
 
 
@@ -103,8 +102,8 @@ def test_other_floats_become_float32(resnet18, dtype):
     np.testing.assert_array_equal(variables["params"]["bn1"]["scale"], expected)
 
 
-def test_torch_tensors_of_bfloat16_become_float32(resnet18):
-    cast = {name: tensor.bfloat16() for name, tensor in tensors(resnet18).items()}
+def test_torch_tensors_of_bfloat16_become_float32(torch, resnet18):
+    cast = {name: tensor.bfloat16() for name, tensor in tensors(torch, resnet18).items()}
     scale = convert.from_torch("resnet18", cast)["params"]["bn1"]["scale"]
     np.testing.assert_array_equal(scale, cast["bn1.weight"].float().numpy())
 
@@ -229,17 +228,26 @@ def test_to_torch_refuses_variables_of_another_network(resnet18):
         convert.to_torch("vggish", variables)
 
 
-def test_missing_safetensors_is_told_where_it_is_needed(tmp_path, monkeypatch):
-    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
-    (tmp_path / "a.safetensors").write_bytes(b"")
+def without_safetensors(monkeypatch):
     for name in ("safetensors", "safetensors.torch", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
-    told = r'{} needs safetensors .* "\.\[convert\]"'
-    with pytest.raises(errors.BadValueError, match=told.format("reading a.safetensors")):
+
+
+def test_missing_safetensors_is_told_where_it_is_read(torch, tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    without_safetensors(monkeypatch)
+    told = r'reading a.safetensors needs safetensors .* "\.\[convert\]"'
+    with pytest.raises(errors.BadValueError, match=told):
         read_torch_file(tmp_path / "a.safetensors")
-    with pytest.raises(errors.BadValueError, match=told.format("writing .*b.safetensors")):
-        run(monkeypatch, "vggish", tmp_path, "--to-torch", "--output", tmp_path / "b.safetensors")
     assert list(read_torch_file(tmp_path / "a.pth")) == ["a"]
+
+
+def test_missing_safetensors_is_told_where_it_is_written(tmp_path, monkeypatch):
+    without_safetensors(monkeypatch)
+    told = r'writing .*b.safetensors needs safetensors .* "\.\[convert\]"'
+    with pytest.raises(errors.BadValueError, match=told):
+        run(monkeypatch, "vggish", tmp_path, "--to-torch", "--output", tmp_path / "b.safetensors")
 
 
 PROGRAMS = ["train", "evaluate", "predict", "benchmark", "pictures", "convert", "data.benchmark"]
@@ -262,9 +270,9 @@ import avs_jax.{program}
 # ---------------------------------------------------------------- the program
 
 
-def test_program_there_and_back(tmp_path, monkeypatch, capsys, resnet18):
+def test_program_there_and_back(torch, tmp_path, monkeypatch, capsys, resnet18):
     path, folder, back = tmp_path / "r.pth", tmp_path / "r18", tmp_path / "back.safetensors"
-    torch.save(tensors(resnet18), path)
+    torch.save(tensors(torch, resnet18), path)
     run(monkeypatch, "resnet18", path, "--output", folder)
     _, provenance = load_converted(folder)
     assert provenance["source"]["file"] == "r.pth"
@@ -277,7 +285,7 @@ def test_program_there_and_back(tmp_path, monkeypatch, capsys, resnet18):
     assert all(np.array_equal(read[name], resnet18[name]) for name in read)
 
 
-def test_program_writes_nothing_of_a_file_that_does_not_fit(tmp_path, monkeypatch):
+def test_program_writes_nothing_of_a_file_that_does_not_fit(torch, tmp_path, monkeypatch):
     torch.save({"a": torch.ones(2)}, tmp_path / "other.pth")
     with pytest.raises(convert.ConversionError, match=r"other.pth does not fit resnet18"):
         run(monkeypatch, "resnet18", tmp_path / "other.pth", "--output", tmp_path / "out")

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as functional
 
 from avs_jax.backbones import get_backbone
 from avs_jax.backbones.resnet import ResidualBlock, max_pool
@@ -24,7 +22,7 @@ def test_resnet50_equals_published_everywhere():
     assert {name: d for name, d in found.items() if not d.within} == {}
 
 
-def torch_resnet18(state, x):
+def torch_resnet18(functional, state, x):
     """ResNet-18 in PyTorch, as torchvision computes it in evaluation -> four maps."""
 
     def norm(x, name):
@@ -51,12 +49,13 @@ def torch_resnet18(state, x):
     return maps
 
 
-def test_resnet18_equals_torchvisions_arithmetic(fill_variables):
+def test_resnet18_equals_torchvisions_arithmetic(torch, fill_variables):
     x = picture(2, 72)
     module = get_backbone("resnet18")
     variables = fill_variables(module, x)
     state = {name: torch.tensor(y) for name, y in to_torch("resnet18", variables).items()}
-    expected = torch_resnet18(state, torch.tensor(np.moveaxis(np.asarray(x), -1, 1)))
+    theirs = torch.tensor(np.moveaxis(np.asarray(x), -1, 1))
+    expected = torch_resnet18(torch.nn.functional, state, theirs)
     for ours, theirs in zip(jax.jit(module.apply)(variables, x), expected, strict=True):
         theirs = np.moveaxis(theirs.numpy(), 1, -1)
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * theirs.std() + 1e-5)

@@ -9,8 +9,7 @@ from avs_jax.layers.resize import resize_bilinear
 
 
 @pytest.mark.parametrize("size", [(14, 10), (28, 3), (3, 28), (7, 5), (4, 4)])
-def test_bilinear_equals_torch(size):
-    torch = pytest.importorskip("torch")
+def test_bilinear_equals_torch(torch, size):
     x = np.random.default_rng(0).normal(size=(2, 7, 5, 3)).astype(np.float32)
     theirs = torch.nn.functional.interpolate(
         torch.from_numpy(x).permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False
