@@ -20,6 +20,7 @@ shift 3
 [[ $dest == -* ]] && dest=./$dest
 
 # From the caller's folder, for SOURCE and DEST may be relative to it.
+# shellcheck source-path=SCRIPTDIR
 source "$(dirname -- "$0")/environment.sh"
-[ -n "${PYTHON:-}" ] || prepare_environment # PYTHON: an interpreter that has avs_jax already
+[ -n "${PYTHON:-}" ] || prepare_environment "" # PYTHON: an interpreter that has avs_jax already
 exec "${PYTHON:-python}" -m avs_jax.data.avsbench.build "$subset" "$source" "$dest" "$@"

@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
 done
 
 source launch/environment.sh
-prepare_environment
+prepare_environment ""
 
 echo "== data: sounding_shapes, subset ms3"
 python -m avs_jax.data.sounding_shapes.build --subset ms3 --data_dir "$data_dir"

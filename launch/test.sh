@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs all tests; makes .venv first if needed. Arguments go to pytest:
 #   bash launch/test.sh                     everything
-#   bash launch/test.sh tests/test_audio.py -k resample
+#   bash launch/test.sh tests/media/test_audio.py -k resample
+# Tests that need PyTorch are left out, and counted at the end, where only the extra `test` is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -30,9 +31,10 @@ if [ "${available:-0}" -ge 18 ]; then
   set -m # a group of its own, so that all of it ends with this
   run_long "$@" >"$log" 2>&1 &
   set +m
-  trap "kill -- -$! 2>/dev/null || true; cat '$log'; rm -f '$log'" EXIT
+  beside=$!
+  trap 'kill -- "-$beside" 2>/dev/null || true; cat "$log"; rm -f "$log"' EXIT
   python -m pytest "$@" "${long[@]/#/--ignore=}" || status=1
-  wait $! || status=1
+  wait "$beside" || status=1
 else
   run_long "$@" || status=1
   python -m pytest "$@" "${long[@]/#/--ignore=}" || status=1
