@@ -89,7 +89,7 @@ def train(config, workdir, distributed=False, stop=None):
     clips = devices.batch_sharding(mesh)
 
     # ---------------------------------------------------------------- model and state
-    model = build_model(config)
+    model = build_model(config, norm_devices=mesh.size)
     variables = init_shapes(model, config.data.seconds, config.data.size)
     settings = config.optimizer.to_dict()
     schedule = optim.make_schedule(

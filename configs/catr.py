@@ -67,7 +67,6 @@ def fill_small(config, steps: int) -> None:
     """A network and a recipe for two CPU cores, as configs/quickstart.py has them."""
     model = config.model
     model.audio_backbone = "audio_cnn"
-    model.freeze_audio = False
     model.dim = 64
     model.num_heads = 4
     model.hidden = 256

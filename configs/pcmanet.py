@@ -16,7 +16,7 @@ outputs, on S4 of the first frame only. Start from ImageNet's weights:
 
 Not run here on AVSBench, which has to be asked for. Memory of a training step in float32, measured
 on a CPU: PVTv2-B5 9 GB for one clip of five frames, ResNet-50 4.5 GB for two;
-`--config.model.remat=True` trades time for memory, `--config.accumulate=4` works clip by clip.
+`--config.model.remat=blocks` trades time for memory, `--config.accumulate=4` works clip by clip.
 """
 
 from configs import common
@@ -63,7 +63,6 @@ def fill_small(config, steps: int) -> None:
     """A network and a recipe for two CPU cores, as configs/quickstart.py has them."""
     model = config.model
     model.audio_backbone = "audio_cnn"
-    model.freeze_audio = False
     model.dim = 64
     model.num_heads = 4
     model.groups = 4

@@ -29,6 +29,5 @@ def get_config(arguments: str | None = None):
     config.model.late_hidden = 256
     config.model.head_widths = (32, 16)
     config.model.norm_groups = 8
-    config.model.freeze_audio = False
     common.fill_small_recipe(config, arg.steps, learning_rate=2e-3, warmup_steps=40)
     return common.finish(config)

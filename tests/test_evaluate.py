@@ -42,7 +42,6 @@ def make_config(data_dir, subset="ms3"):
             "late_hidden": 16,
             "head_widths": (8, 8),
             "norm_groups": 4,
-            "freeze_audio": False,
         }
     )
     config.data.size = 32

@@ -1,11 +1,12 @@
 """Backbones by name: pictures to a pyramid of four maps, sound to a feature.
 
-    get_backbone("resnet50").apply(variables, x f32[n h w 3], train=False)
+    get_backbone("resnet50").apply(variables, x f32[n h w 3], train=False, frame_mask=None)
         -> four maps [n h/s w/s c], s = 4, 8, 16, 32; c in its `channels`
-    get_backbone("vggish").apply(variables, log_mel f32[n 96 64], train=False)
+    get_backbone("vggish").apply(variables, log_mel f32[n 96 64], train=False, frame_mask=None)
         -> features [n d], d its `features`
 
-Every backbone has a field `dtype`, the compute type (parameters stay float32).
+Every backbone has the fields `dtype`, the compute type (parameters stay float32), and `regime`,
+what training does with batch statistics and frozen parts (`layers/regime.py`).
 """
 
 from collections.abc import Callable

@@ -12,8 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from avs_jax.backbones.resnet import EPSILON, ResNet, conv_init
-from avs_jax.types import Array, Float
+from avs_jax.backbones.resnet import ResNet, conv_init
+from avs_jax.layers.norm import BatchNorm
+from avs_jax.layers.regime import Regime
+from avs_jax.types import Array, Bool, Float
 
 # One block per stage: at 64 to 96 pixels time is spent better on width and resolution than depth.
 small_resnet = partial(
@@ -37,6 +39,7 @@ class AudioCNN(nn.Module):
     widths: tuple[int, ...] = (16, 32, 64, 128)
     num_features: int = 128  # as VGGish
     bn_momentum: float = 0.95
+    regime: Regime = Regime()  # of training, see layers/regime.py
     dtype: Any = jnp.float32
 
     @property
@@ -45,9 +48,15 @@ class AudioCNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, log_mel: Float[Array, "n 96 64"], train: bool = False
+        self,
+        log_mel: Float[Array, "n 96 64"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> Float[Array, "n d"]:
-        """Log-mel patches (`audio.log_mel`) -> features >= 0."""
+        """Log-mel patches (`audio.log_mel`) -> features >= 0.
+
+        `frame_mask`: the seconds that batch statistics are taken over; None: all.
+        """
         x = (
             log_mel[..., None] + 2.0
         ) / 2.5  # about zero mean and unit variance: log-mel is -4.6 .. 2
@@ -63,15 +72,8 @@ class AudioCNN(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{i}",
             )(x)
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=self.bn_momentum,
-                use_fast_variance=False,  # see resnet.py
-                epsilon=EPSILON,
-                dtype=self.dtype,
-                name=f"bn{i}",
-            )(x)
-            x = nn.relu(x)
+            norm = BatchNorm(self.regime, self.bn_momentum, dtype=self.dtype, name=f"bn{i}")
+            x = nn.relu(norm(x, train, frame_mask))
         # Not x.max(axis=1): XLA on CPU recomputes x in the backward pass, rounds it differently,
         # and the comparison with the maximum then misses (gradients up to 40 % off, measured).
         loudest = nn.max_pool(x, (x.shape[1], 1))[:, 0]

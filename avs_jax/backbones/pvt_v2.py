@@ -21,7 +21,10 @@ from flax import linen as nn
 
 from avs_jax import errors
 from avs_jax.layers.conv import DepthwiseConv
-from avs_jax.types import Array, Float
+from avs_jax.layers.dropout import Dropout
+from avs_jax.layers.regime import Regime
+from avs_jax.layers.remat import rematerialised
+from avs_jax.types import Array, Bool, Float
 
 EPSILON_DEFAULT = 1e-5  # patch embedding, spatial reduction
 EPSILON_BLOCK = 1e-6  # blocks, end of stage
@@ -118,16 +121,17 @@ class Block(nn.Module):
     reduction: int
     drop_path: float
     depthwise: str = "auto"
+    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h w c"]:
         norm = partial(_layer_norm, epsilon=EPSILON_BLOCK, dtype=self.dtype)
-        drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)
+        drop = Dropout(self.drop_path, broadcast_dims=(1, 2, 3), regime=self.regime)
         attention = Attention(self.num_heads, self.reduction, self.dtype, name="attn")
         mlp = Mlp(self.mlp_ratio * x.shape[-1], self.depthwise, self.dtype, name="mlp")
-        x = x + drop(attention(norm(name="norm1")(x)))
-        return x + drop(mlp(norm(name="norm2")(x)))
+        x = x + drop(attention(norm(name="norm1")(x)), train)
+        return x + drop(mlp(norm(name="norm2")(x)), train)
 
 
 class PVTv2(nn.Module):
@@ -139,8 +143,9 @@ class PVTv2(nn.Module):
     num_heads: tuple[int, ...] = (1, 2, 5, 8)
     reductions: tuple[int, ...] = (8, 4, 2, 1)
     drop_path: float = 0.1  # of the last block; from 0, linearly over all blocks (rng "dropout")
-    remat: bool = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
+    remat: str | bool = "none"  # of blocks in the backward pass, see layers/remat.py
     depthwise: str = "auto"  # formulation of the depthwise convolutions, see layers/conv.py
+    regime: Regime = Regime()  # of training, see layers/regime.py
     dtype: Any = jnp.float32  # of the computation; parameters stay float32
 
     @property
@@ -153,13 +158,19 @@ class PVTv2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w 3"], train: bool = False
+        self,
+        x: Float[Array, "n h w 3"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> tuple[Float[Array, "n _h _w _c"], ...]:
         """Normalised RGB -> four maps [n h/s w/s c] for s = 4, 8, 16, 32.
+
+        `frame_mask` changes nothing, for there are no batch statistics.
 
         Raises:
           BadValueError: where h or w is not a multiple of 32.
         """
+        del frame_mask
         height, width = x.shape[1:3]
         if height % 32 or width % 32:
             raise errors.BadValueError(
@@ -168,7 +179,7 @@ class PVTv2(nn.Module):
             )
         x = x.astype(self.dtype)
         drop_rates = iter(np.linspace(0.0, self.drop_path, sum(self.depths)).tolist())
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        block = rematerialised(Block, self.remat, static_argnums=(2,))
         maps = []
         for i, depth in enumerate(self.depths):
             size, stride = (7, 4) if i == 0 else (3, 2)
@@ -180,6 +191,7 @@ class PVTv2(nn.Module):
                     reduction=self.reductions[i],
                     drop_path=next(drop_rates),
                     depthwise=self.depthwise,
+                    regime=self.regime,
                     dtype=self.dtype,
                     name=f"block{i + 1}_{j}",
                 )(x, train)

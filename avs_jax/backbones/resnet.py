@@ -8,9 +8,6 @@ the quickstart, which has a patch stem.
     x [n h w 3] -> stem [n h/4 w/4 s] -> layer1..4 at strides 4, 8, 16, 32
 
 Parameter names follow torchvision's: conv1, bn1, layer1_0.conv1, layer1_0.downsample_conv, ...
-
-Deviation: Flax keeps the biased batch variance in its running statistics, PyTorch the unbiased one
-(n / (n - 1) times as large). It matters for tiny batches only and never in evaluation.
 """
 
 from functools import partial
@@ -19,9 +16,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from avs_jax.types import Array, Float
+from avs_jax.layers.norm import BatchNorm
+from avs_jax.layers.regime import Regime
+from avs_jax.layers.remat import rematerialised
+from avs_jax.types import Array, Bool, Float
 
-EPSILON = 1e-5  # PyTorch's BatchNorm2d
 # torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu")
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -53,37 +52,37 @@ class ResidualBlock(nn.Module):
     bottleneck: bool
     zero_init: bool  # start as the identity: scale of the last norm 0
     bn_momentum: float
+    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False
+        self,
+        x: Float[Array, "n h w c"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> Float[Array, "n h2 w2 d"]:
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=self.bn_momentum,
-            epsilon=EPSILON,
-            # One pass (E[x^2] - E[x]^2) loses digits where the mean is large: on 40 small frames
-            # gradients were 1 % off and depended on the number of devices.
-            use_fast_variance=False,
-            dtype=self.dtype,
-        )
+        def norm(x, name, scale_init=nn.initializers.ones):
+            module = BatchNorm(
+                self.regime, self.bn_momentum, scale_init=scale_init, dtype=self.dtype, name=name
+            )
+            return module(x, train, frame_mask)
+
         conv = partial(_conv, dtype=self.dtype)
         last_scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         shortcut = x
         if self.bottleneck:
             out = 4 * self.width
-            x = nn.relu(norm(name="bn1")(conv(self.width, 1, 1, "conv1")(x)))
-            x = nn.relu(norm(name="bn2")(conv(self.width, 3, self.stride, "conv2")(x)))
-            x = norm(name="bn3", scale_init=last_scale)(conv(out, 1, 1, "conv3")(x))
+            x = nn.relu(norm(conv(self.width, 1, 1, "conv1")(x), "bn1"))
+            x = nn.relu(norm(conv(self.width, 3, self.stride, "conv2")(x), "bn2"))
+            x = norm(conv(out, 1, 1, "conv3")(x), "bn3", last_scale)
         else:
             out = self.width
-            x = nn.relu(norm(name="bn1")(conv(out, 3, self.stride, "conv1")(x)))
-            x = norm(name="bn2", scale_init=last_scale)(conv(out, 3, 1, "conv2")(x))
+            x = nn.relu(norm(conv(out, 3, self.stride, "conv1")(x), "bn1"))
+            x = norm(conv(out, 3, 1, "conv2")(x), "bn2", last_scale)
         if self.stride != 1 or shortcut.shape[-1] != out:
             shortcut = conv(out, 1, self.stride, "downsample_conv")(shortcut)
-            shortcut = norm(name="downsample_bn")(shortcut)
+            shortcut = norm(shortcut, "downsample_bn")
         return nn.relu(x + shortcut)
 
 
@@ -97,7 +96,8 @@ class ResNet(nn.Module):
     stem_width: int = 64
     bn_momentum: float = 0.9  # Flax's convention; PyTorch calls it momentum 0.1
     zero_init_residual: bool = False
-    remat: bool = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
+    remat: str | bool = "none"  # of blocks in the backward pass, see layers/remat.py
+    regime: Regime = Regime()  # of training, see layers/regime.py
     dtype: Any = jnp.float32  # of the computation; parameters and statistics stay float32
 
     @property
@@ -110,28 +110,25 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w 3"], train: bool = False
+        self,
+        x: Float[Array, "n h w 3"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> tuple[Float[Array, "n _h _w _c"], ...]:
         """Normalised RGB -> four maps [n h/s w/s c] for s = 4, 8, 16, 32.
 
-        `train=False` normalises by the running statistics; True by the batch's and updates them.
+        `train=False` normalises by the running statistics; True by the batch's, of the frames in
+        `frame_mask` (None: all), and updates them.
         """
         x = x.astype(self.dtype)
-        norm = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=self.bn_momentum,
-            epsilon=EPSILON,
-            use_fast_variance=False,
-            dtype=self.dtype,
-            name="bn1",
-        )
+        norm = BatchNorm(self.regime, self.bn_momentum, dtype=self.dtype, name="bn1")
         if self.stem == "imagenet":
             x = _conv(self.stem_width, 7, 2, "conv1", self.dtype)(x)
-            x = max_pool(nn.relu(norm(x)))
+            x = max_pool(nn.relu(norm(x, train, frame_mask)))
         else:
             x = _conv(self.stem_width, 4, 4, "conv1", self.dtype)(x)
-            x = nn.relu(norm(x))
-        block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
+            x = nn.relu(norm(x, train, frame_mask))
+        block = rematerialised(ResidualBlock, self.remat, static_argnums=(2,))
         maps = []
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for j in range(depth):
@@ -141,9 +138,10 @@ class ResNet(nn.Module):
                     bottleneck=self.bottleneck,
                     zero_init=self.zero_init_residual,
                     bn_momentum=self.bn_momentum,
+                    regime=self.regime,
                     dtype=self.dtype,
                     name=f"layer{i + 1}_{j}",
-                )(x, train)
+                )(x, train, frame_mask)
             maps.append(x)
         return tuple(maps)
 

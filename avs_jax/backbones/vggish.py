@@ -14,7 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from avs_jax.types import Array, Float
+from avs_jax.layers.regime import Regime
+from avs_jax.types import Array, Bool, Float
 
 # (index in the published nn.Sequential, width); None is a 2x2 max-pool
 _FEATURES = ((0, 64), None, (3, 128), None, (6, 256), (8, 256), None, (11, 512), (13, 512), None)
@@ -24,6 +25,7 @@ _EMBEDDINGS = ((0, 4096), (2, 4096), (4, 128))
 class VGGish(nn.Module):
     """log-mel patch -> 128 features >= 0. 72 141 184 parameters, 94 % of them in Dense layers."""
 
+    regime: Regime = Regime()  # for the sake of the backbones' contract
     dtype: Any = jnp.float32
 
     @property
@@ -32,10 +34,13 @@ class VGGish(nn.Module):
 
     @nn.compact
     def __call__(
-        self, log_mel: Float[Array, "n 96 64"], train: bool = False
+        self,
+        log_mel: Float[Array, "n 96 64"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> Float[Array, "n 128"]:
-        """Log-mel patches (`audio.log_mel`) -> features; `train` changes nothing."""
-        del train  # neither dropout nor batch statistics
+        """Log-mel patches (`audio.log_mel`) -> features; nothing else changes them."""
+        del train, frame_mask  # neither dropout nor batch statistics
         x = log_mel[..., None].astype(self.dtype)
         for layer in _FEATURES:
             if layer is None:

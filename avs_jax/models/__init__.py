@@ -1,7 +1,7 @@
 """The models by name. Needs jax and flax alone."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import flax.linen as nn
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from avs_jax import errors
 from avs_jax.backbones import get_backbone
+from avs_jax.layers.regime import Regime
+from avs_jax.layers.remat import read_remat
 from avs_jax.models import avesformer, catr, pcmanet
 
 # name -> (file, its whole network)
@@ -33,7 +35,11 @@ def get_model(
     *,
     audio_backbone: str = "vggish",
     dtype: str = "float32",
-    remat: bool = False,
+    remat: str | bool = "none",
+    norm: str = "global",
+    norm_devices: int = 1,
+    two_pass_variance: bool | None = None,
+    frozen: Sequence[str] = (),
     **fields,
 ) -> nn.Module:
     """The network `name` on a picture and a sound backbone.
@@ -44,26 +50,33 @@ def get_model(
       num_classes: 1 for "does it sound?" (S4, MS3), 71 for AVSS.
       dtype: compute dtype, one of DTYPES; parameters, statistics and logits stay as they are,
         float32.
-      remat: recompute blocks in the backward pass, to save memory.
+      remat: what the backward pass computes again to save memory, a key of
+        `layers.remat.POLICIES`; True is "blocks", False "none".
+      norm: whose batch statistics training uses, one of `layers.regime.NORMS`.
+      norm_devices: that share a batch, for norm="per_device": the size of the mesh.
+      two_pass_variance: see `layers.regime.Regime`; None decides by the platform.
+      frozen: module paths that run as in evaluation even in training, e.g. "audio_backbone".
       **fields: further fields of the model's module.
 
     Raises:
-      UnknownNameError: unknown model, backbone, field or dtype.
+      UnknownNameError: unknown model, backbone, field, dtype, norm or remat.
     """
     _, network = _find(name)
-    known = {f.name for f in dataclasses.fields(network)} - {"parent", "name"}
+    known = {f.name for f in dataclasses.fields(network)} - {"parent", "name", "regime"}
     for field in fields:
         if field not in known:
             raise errors.unknown_name(f"field of model {name!r}", field, known)
     if dtype not in DTYPES:
         raise errors.unknown_name("dtype", dtype, DTYPES)
-    compute = jnp.dtype(dtype)
+    remat = read_remat(remat)
+    regime = Regime(norm, norm_devices, two_pass_variance, tuple(frozen))
+    common = {"dtype": jnp.dtype(dtype), "regime": regime}
     return network(
-        backbone=get_backbone(backbone, dtype=compute, remat=remat),
-        audio_backbone=get_backbone(audio_backbone, dtype=compute),
+        backbone=get_backbone(backbone, remat=remat, **common),
+        audio_backbone=get_backbone(audio_backbone, **common),
         num_classes=num_classes,
-        dtype=compute,
         remat=remat,
+        **common,
         **fields,
     )
 

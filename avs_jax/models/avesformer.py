@@ -30,6 +30,7 @@ Our choices: positions, norms, widths of neck and head, PQG depth; the auxiliary
 import functools
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -37,11 +38,15 @@ from avs_jax import errors
 from avs_jax.layers import losses
 from avs_jax.layers.attention import FeedForward, MultiHeadAttention
 from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
+from avs_jax.layers.frames import run_backbone
 from avs_jax.layers.positions import sine_positions_2d
+from avs_jax.layers.regime import Regime
+from avs_jax.layers.remat import rematerialised
 from avs_jax.layers.resize import resize_bilinear
-from avs_jax.types import Array, Bool, Float
+from avs_jax.types import Array, Bool, Float, PyTree
 
-# Two passes over the data: the one-pass variance loses digits, see backbones/resnet.py.
+# Two passes over the data: the one-pass variance (E[x^2] - E[x]^2) loses digits where the mean is
+# large.
 _group_norm = functools.partial(nn.GroupNorm, use_fast_variance=False)
 _layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
@@ -139,10 +144,10 @@ class LateStage(nn.Module):
         def norm(y, name):
             return _layer_norm(dtype=self.dtype, name=name)(y)
 
-        y = norm(x, "norm1")
-        place = y + positions
+        value = norm(x, "norm1")
+        query = value + positions
         x = x + MultiHeadAttention(self.num_heads, dtype=self.dtype, name="self_attention")(
-            place, place, y
+            query, query, value
         )
         x = x + MultiHeadAttention(self.num_heads, dtype=self.dtype, name="cross_attention")(
             norm(x, "norm2"), tokens, tokens
@@ -170,6 +175,15 @@ class Head(nn.Module):
         return nn.Conv(self.num_classes, (1, 1), name="logits")(x.astype(jnp.float32))
 
 
+@flax.struct.dataclass
+class Seen:
+    """What the picture alone gives: maps [n h/8 w/8 d] and c2 [n h/4 w/4 d]; size = (h, w)."""
+
+    maps: PyTree
+    c2: PyTree
+    size: tuple[int, int] = flax.struct.field(pytree_node=False)
+
+
 class AVESFormer(nn.Module):
     """The whole network. Defaults as published where known, else ours (see above)."""
 
@@ -187,13 +201,33 @@ class AVESFormer(nn.Module):
     decoder_stride: int = 8  # or 16
     head_widths: tuple[int, int] = (256, 128)
     norm_groups: int = 32
-    freeze_audio: bool = True  # published: VGGish is not trained
+    mask_padded_frames: bool = True  # they stay out of batch statistics (ours: no code published)
     num_tags: int = 0  # auxiliary heads, training only; not of the paper
     num_semantic: int = 0
-    remat: bool = False  # recompute the decoder's stages in the backward pass, to save memory
+    remat: str | bool = "none"  # of the decoder's stages, see layers/remat.py
+    regime: Regime = Regime()  # of training, see layers/regime.py
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        if self.decoder_stride not in (8, 16):
+            raise errors.BadValueError(
+                f"decoder_stride={self.decoder_stride} is not possible; use 8 or 16."
+            )
+        dtype = self.dtype
+        self.neck = Neck(self.dim, self.norm_groups, self.decoder_stride, dtype=dtype)
+        self.audio_token = nn.Dense(self.dim, dtype=dtype)
+        self.pqg = PromptQueryGenerator(
+            self.num_prompts, self.pqg_layers, self.num_heads, self.pqg_hidden, dtype=dtype
+        )
+        early_stage = rematerialised(EarlyStage, self.remat)
+        for i in range(self.early_stages):
+            setattr(self, f"early{i}", early_stage(self.norm_groups, dtype=dtype))
+        late_stage = rematerialised(LateStage, self.remat)
+        for i in range(self.late_stages):
+            setattr(self, f"late{i}", late_stage(self.num_heads, self.late_hidden, dtype=dtype))
+        self.head = Head(self.head_widths, self.num_classes, self.norm_groups, dtype=dtype)
+        self.auxiliary = AuxiliaryHeads(self.num_tags, self.num_semantic)
+
     def __call__(
         self,
         frames: Float[Array, "b t h w 3"],
@@ -203,68 +237,54 @@ class AVESFormer(nn.Module):
     ) -> dict[str, Array]:
         """Frames (normalised) and their log-mel patches -> {"logits": f32[b t h w k]}.
 
-        h and w are multiples of 32. `frame_mask` changes nothing here, for no frame sees another.
+        h and w are multiples of 32. `frame_mask`: frames that exist, None = all. The others enter
+        no batch statistics (`mask_padded_frames`); otherwise no frame sees another.
         With `train` and auxiliary heads also "tags" [b t num_tags] and "semantic"
         [b t h/8 w/8 num_semantic].
 
         Raises:
           BadValueError: a decoder_stride that the neck does not have.
         """
-        del frame_mask
-        b, t, height, width, _ = frames.shape
-        if self.decoder_stride not in (8, 16):
-            raise errors.BadValueError(
-                f"decoder_stride={self.decoder_stride} is not possible; use 8 or 16."
-            )
+        return self.decide(self.see(frames, frame_mask, train), log_mel, frame_mask, train)
 
-        # Audio token.
-        sound = self.audio_backbone(
-            log_mel.reshape(b * t, *log_mel.shape[2:]), train=train and not self.freeze_audio
-        )
-        if self.freeze_audio:
-            sound = jax.lax.stop_gradient(sound)
-        audio = nn.Dense(self.dim, dtype=self.dtype, name="audio_token")(sound)[:, None]
-
-        # Visual features.
-        pyramid = self.backbone(frames.reshape(b * t, height, width, 3), train=train)
-        x, c2 = Neck(
-            self.dim, self.norm_groups, self.decoder_stride, dtype=self.dtype, name="neck"
-        )(pyramid)
-
-        # Prompt query generator.
-        tokens = PromptQueryGenerator(
-            self.num_prompts,
-            self.pqg_layers,
-            self.num_heads,
-            self.pqg_hidden,
-            dtype=self.dtype,
-            name="pqg",
-        )(audio)
-
-        # Early focus decoder.
-        early_stage = nn.remat(EarlyStage) if self.remat else EarlyStage
-        late_stage = nn.remat(LateStage) if self.remat else LateStage
+    def see(
+        self,
+        frames: Float[Array, "b t h w 3"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> Seen:
+        """What the picture alone gives, whatever the sound: up to the decoder's early stages."""
+        exists = frame_mask if self.mask_padded_frames else None
+        pyramid = run_backbone(self.backbone, frames, exists, train)
+        x, c2 = self.neck(pyramid)
         for i in range(self.early_stages):
-            x = early_stage(self.norm_groups, dtype=self.dtype, name=f"early{i}")(x)
-        silent = x  # what the picture alone tells
-        n, rows, columns, dim = x.shape
-        x = x.reshape(n, rows * columns, dim)
+            x = getattr(self, f"early{i}")(x)
+        return Seen(x, c2, frames.shape[2:4])
+
+    def decide(
+        self,
+        seen: Seen,
+        log_mel: Float[Array, "b t 96 64"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        """What was seen, and log-mel patches -> as `__call__`."""
+        exists = frame_mask if self.mask_padded_frames else None
+        sound = run_backbone(self.audio_backbone, log_mel, exists, train)
+        tokens = self.pqg(self.audio_token(sound)[:, None])
+
+        n, rows, columns, dim = seen.maps.shape
+        x = seen.maps.reshape(n, rows * columns, dim)
         positions = sine_positions_2d(rows, columns, dim).reshape(-1, dim).astype(x.dtype)
         for i in range(self.late_stages):
-            x = late_stage(self.num_heads, self.late_hidden, dtype=self.dtype, name=f"late{i}")(
-                x, tokens, positions
-            )
+            x = getattr(self, f"late{i}")(x, tokens, positions)
         x = x.reshape(n, rows, columns, dim)
 
-        # Head.
-        logits = Head(
-            self.head_widths, self.num_classes, self.norm_groups, dtype=self.dtype, name="head"
-        )(x, c2)
-        logits = resize_bilinear(logits, (height, width))
-        outputs = {"logits": logits.reshape(b, t, height, width, self.num_classes)}
+        logits = resize_bilinear(self.head(x, seen.c2), seen.size)
+        b, t = log_mel.shape[:2]
+        outputs = {"logits": logits.reshape(b, t, *logits.shape[1:])}
         if train or self.is_initializing():
-            heads = AuxiliaryHeads(self.num_tags, self.num_semantic, name="auxiliary")
-            outputs |= heads(sound, silent, b)
+            outputs |= self.auxiliary(sound, seen.maps, b)
         return outputs
 
 

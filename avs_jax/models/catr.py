@@ -43,25 +43,36 @@ import itertools
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from avs_jax import errors
 from avs_jax.layers.attention import MultiHeadAttention
 from avs_jax.layers.auxiliary import AuxiliaryHeads
+from avs_jax.layers.dropout import Dropout
+from avs_jax.layers.frames import flatten_clips, run_backbone
+from avs_jax.layers.norm import BatchNorm
 from avs_jax.layers.positions import sine_positions_2d
+from avs_jax.layers.regime import Regime
+from avs_jax.layers.remat import rematerialised
 from avs_jax.layers.resize import resize_bilinear
 from avs_jax.models.catr_criterion import answer, loss, query_attention
-from avs_jax.types import Array, Bool, Float
+from avs_jax.types import Array, Bool, Float, PyTree
 
 __all__ = ["CATR", "answer", "loss", "query_attention"]
 
 MODES = ("reference", "paper")
 EPSILON = 1e-5  # PyTorch's default, of every norm but the audio tokens'
+AUDIO_EPSILON = 1e-12  # as published
 xavier = nn.initializers.xavier_uniform()
 # Query, key and value were one matrix [3d d] when Xavier's bound was taken.
 packed_xavier = nn.initializers.variance_scaling(0.5, "fan_in", "uniform")
-_layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)  # see backbones/pvt_v2.py
+_attention = functools.partial(MultiHeadAttention, projection_init=packed_xavier)
+_conv3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1)
+_dense = functools.partial(nn.Dense, kernel_init=xavier)
+# Two passes, see backbones/pvt_v2.py.
+_layer_norm = functools.partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
 
 
 class DilatedHead(nn.Module):
@@ -92,7 +103,8 @@ class EncoderLayer(nn.Module):
     num_heads: int
     hidden: int
     dropout: float
-    dtype: Any
+    regime: Regime = Regime()
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -100,10 +112,19 @@ class EncoderLayer(nn.Module):
         x: Float[Array, "n s d"],
         positions: Float[Array, "s d"],
         key_mask: Bool[Array, "n s"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "n s d"]:
-        place = x + positions
-        y = _attention(self, "self_attention")(place, place, x, key_mask)
-        return _feed_forward(self, _add_norm(self, x, y, "norm1"), "norm2")
+        dtype, drop = self.dtype, Dropout(self.dropout, regime=self.regime)
+        query = x + positions
+        y = _attention(self.num_heads, dtype=dtype, name="self_attention")(
+            query, query, x, key_mask
+        )
+        x = _layer_norm(dtype=dtype, name="norm1")(x + drop(y, train))
+
+        flat = x.reshape(-1, x.shape[-1])  # two dimensions, see MultiHeadAttention
+        y = drop(_relu(_dense(self.hidden, dtype=dtype, name="linear1")(flat)), train)
+        y = _dense(x.shape[-1], dtype=dtype, name="linear2")(y).reshape(x.shape)
+        return _layer_norm(dtype=dtype, name="norm2")(x + drop(y, train))
 
 
 class DecoderLayer(nn.Module):
@@ -112,7 +133,8 @@ class DecoderLayer(nn.Module):
     num_heads: int
     hidden: int
     dropout: float
-    dtype: Any
+    regime: Regime = Regime()
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -122,37 +144,27 @@ class DecoderLayer(nn.Module):
         memory: Float[Array, "n s d"],
         positions: Float[Array, "s d"],
         key_mask: Bool[Array, "n s"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "n q d"]:
-        y = _attention(self, "self_attention")(x + queries, x + queries, x)
-        x = _add_norm(self, x, y, "norm1")
-        place = memory + positions
-        y = _attention(self, "cross_attention")(x + queries, place, memory, key_mask)
-        return _feed_forward(self, _add_norm(self, x, y, "norm2"), "norm3")
+        dtype, drop = self.dtype, Dropout(self.dropout, regime=self.regime)
+        y = _attention(self.num_heads, dtype=dtype, name="self_attention")(
+            x + queries, x + queries, x
+        )
+        x = _layer_norm(dtype=dtype, name="norm1")(x + drop(y, train))
+        y = _attention(self.num_heads, dtype=dtype, name="cross_attention")(
+            x + queries, memory + positions, memory, key_mask
+        )
+        x = _layer_norm(dtype=dtype, name="norm2")(x + drop(y, train))
+
+        flat = x.reshape(-1, x.shape[-1])
+        y = drop(_relu(_dense(self.hidden, dtype=dtype, name="linear1")(flat)), train)
+        y = _dense(x.shape[-1], dtype=dtype, name="linear2")(y).reshape(x.shape)
+        return _layer_norm(dtype=dtype, name="norm3")(x + drop(y, train))
 
 
-def _attention(module, name):
-    return MultiHeadAttention(
-        module.num_heads, projection_init=packed_xavier, dtype=module.dtype, name=name
-    )
-
-
-def _drop(module, x):
-    return nn.Dropout(module.dropout, deterministic=not module.dropout)(x)
-
-
-def _add_norm(module, x, y, name):
-    return _layer_norm(epsilon=EPSILON, dtype=module.dtype, name=name)(x + _drop(module, y))
-
-
-def _feed_forward(module, x, norm):
-    def dense(width, name):
-        return nn.Dense(width, kernel_init=xavier, dtype=module.dtype, name=name)
-
-    flat = x.reshape(-1, x.shape[-1])  # two dimensions, see MultiHeadAttention
-    hidden = dense(module.hidden, "linear1")(flat)
-    # A ReLU. As a maximum XLA's CPU program keeps its zeros, the size of `hidden`, in memory.
-    hidden = _drop(module, jnp.where(hidden <= 0, 0.0, hidden))
-    return _add_norm(module, x, dense(x.shape[-1], "linear2")(hidden).reshape(x.shape), norm)
+def _relu(x):
+    # As a maximum XLA's CPU program keeps its zeros, the size of x, in memory.
+    return jnp.where(x <= 0, 0.0, x)
 
 
 class TemporalBlock(nn.Module):
@@ -169,7 +181,8 @@ class TemporalBlock(nn.Module):
     dropout: float
     parallel: bool  # both directions from the same inputs
     last: bool
-    dtype: Any
+    regime: Regime = Regime()
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -178,24 +191,27 @@ class TemporalBlock(nn.Module):
         audio: Float[Array, "b t a d"],
         positions: Float[Array, "s d"],
         frame_mask: Bool[Array, "b t"] | None,
+        train: bool = False,
     ) -> tuple[Float[Array, "b t s d"], Float[Array, "b t d"]]:
         b, t, s, d = visual.shape
         layer = EncoderLayer(
-            self.num_heads, self.hidden, self.dropout, dtype=self.dtype, name="layer"
+            self.num_heads, self.hidden, self.dropout, self.regime, self.dtype, name="layer"
         )
-        x = layer(*_frame_tokens(visual, audio, positions, frame_mask))
+        x = layer(*_frame_tokens(visual, audio, positions, frame_mask), train)
         x = x.reshape(b, t, -1, d)
         sound = x[:, :, s] if audio.shape[2] == 1 else x[:, 0, s:]  # [b t d]
         pixels = x[:, :, :s].reshape(b, t * s, d)
 
-        heard = _attention(self, "audio_to_visual")(pixels, sound, sound, frame_mask)
-        fused = pixels * heard * heard
+        to_visual = _attention(self.num_heads, dtype=self.dtype, name="audio_to_visual")
+        attended = to_visual(pixels, sound, sound, frame_mask)
+        fused = pixels * attended * attended
         if not self.last:
-            seen = pixels if self.parallel else fused
-            place = seen + jnp.tile(positions, (t, 1))
-            mask = None if frame_mask is None else frame_mask.repeat(s, axis=1)
-            looked = _attention(self, "visual_to_audio")(sound, place, seen, mask)
-            sound = sound * looked * looked
+            to_audio = _attention(self.num_heads, dtype=self.dtype, name="visual_to_audio")
+            value = pixels if self.parallel else fused
+            key = value + jnp.tile(positions, (t, 1))
+            key_mask = None if frame_mask is None else frame_mask.repeat(s, axis=1)
+            attended = to_audio(sound, key, value, key_mask)
+            sound = sound * attended * attended
         return fused.reshape(b, t, s, d), sound
 
 
@@ -219,29 +235,26 @@ class FrameGates(nn.Module):
     sigmoid, mean of its two channels), and of the first only one channel is used.
     """
 
-    train: bool
-    dtype: Any
+    regime: Regime = Regime()
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, blocks: list[Float[Array, "n h w d"]], exists: Bool[Array, "n"] | None
+        self,
+        blocks: list[Float[Array, "n h w d"]],
+        frame_mask: Bool[Array, "n"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "n h w d"]:
         first, second, third = blocks
+        conv = functools.partial(_conv3, kernel_init=xavier, dtype=self.dtype)
 
         def smooth(x, i):
-            x = _conv3(x.shape[-1], xavier, self.dtype, f"conv{i}")(x)
-            x = nn.BatchNorm(
-                use_running_average=not self.train,
-                momentum=0.9,
-                epsilon=EPSILON,
-                use_fast_variance=False,  # see backbones/resnet.py
-                dtype=self.dtype,
-                name=f"norm{i}",
-            )(x, mask=None if exists is None else exists[:, None, None, None])
+            norm = BatchNorm(self.regime, dtype=self.dtype, name=f"norm{i}")
+            x = norm(conv(x.shape[-1], name=f"conv{i}")(x), train, frame_mask)
             return nn.PReLU(negative_slope_init=0.25, name=f"prelu{i}")(x)
 
         pair = jnp.concatenate([first, second], axis=-1)
-        gates = jax.nn.sigmoid(_conv3(2, xavier, self.dtype, "gate")(pair)).mean((1, 2))  # [n 2]
+        gates = jax.nn.sigmoid(conv(2, name="gate")(pair)).mean((1, 2))  # [n 2]
         again = jax.nn.sigmoid(gates).mean(1)
         x = smooth(gates[:, 0, None, None, None] * second, 1)
         return smooth(x + again[:, None, None, None] * third, 2)
@@ -256,8 +269,8 @@ class ChannelGates(nn.Module):
     def __call__(self, blocks: list[Float[Array, "n h w d"]]) -> Float[Array, "n h w d"]:
         total = 0.0
         for i, (before, block) in enumerate(itertools.pairwise(blocks), start=1):
-            pair = jnp.concatenate([before, block], axis=-1)
-            gate = _conv3(block.shape[-1], xavier, self.dtype, f"gate{i}")(pair).mean((1, 2))
+            conv = _conv3(block.shape[-1], kernel_init=xavier, dtype=self.dtype, name=f"gate{i}")
+            gate = conv(jnp.concatenate([before, block], axis=-1)).mean((1, 2))
             total += jax.nn.sigmoid(gate)[:, None, None] * block
         return total
 
@@ -275,6 +288,7 @@ class PixelDecoder(nn.Module):
         self, x: Float[Array, "n h w d"], laterals: list[Float[Array, "n _ _ _"] | None]
     ) -> Float[Array, "n _ _ e"]:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # kaiming, a = 1
+        conv = functools.partial(_conv3, kernel_init=init, dtype=self.dtype)
         adapters = itertools.count(1)
         steps = zip(self.widths, [None, *laterals], strict=True)
         for i, (width, lateral) in enumerate(steps, start=1):
@@ -282,7 +296,7 @@ class PixelDecoder(nn.Module):
                 name = f"adapter{next(adapters)}"
                 side = nn.Conv(x.shape[-1], (1, 1), kernel_init=init, dtype=self.dtype, name=name)
                 x = _resize_nearest(x, lateral.shape[1:3]) + side(lateral)
-            x = _conv3(width, init, self.dtype, f"conv{i}")(x)
+            x = conv(width, name=f"conv{i}")(x)
             norm = nn.GroupNorm(
                 self.norm_groups,
                 epsilon=EPSILON,
@@ -291,11 +305,7 @@ class PixelDecoder(nn.Module):
                 name=f"norm{i}",
             )
             x = jax.nn.relu(norm(x))
-        return _conv3(self.out_dim, init, self.dtype, "out")(x)
-
-
-def _conv3(width, init, dtype, name):
-    return nn.Conv(width, (3, 3), padding=1, kernel_init=init, dtype=dtype, name=name)
+        return conv(self.out_dim, name="out")(x)
 
 
 def _resize_nearest(x, size):
@@ -304,6 +314,18 @@ def _resize_nearest(x, size):
         jnp.arange(new) * old // new for new, old in zip(size, x.shape[1:3], strict=True)
     )
     return x[:, rows][:, :, columns]
+
+
+@flax.struct.dataclass
+class Seen:
+    """What the picture alone gives: visual tokens as maps [n h/8 w/8 d], {stage: map [n . . d]}.
+
+    size = (h, w); maps are of the enlarged frames.
+    """
+
+    maps: PyTree
+    stages: PyTree
+    size: tuple[int, int] = flax.struct.field(pytree_node=False)
 
 
 class CATR(nn.Module):
@@ -325,13 +347,51 @@ class CATR(nn.Module):
     norm_groups: int = 8
     dropout: float = 0.1
     empty_if_silent: bool = False  # ours: empty mask if the frame's query is rather "no object"
-    freeze_audio: bool = True  # published: VGGish is not trained
+    mask_padded_frames: bool = False  # out of the backbones' batch statistics too
     num_tags: int = 0  # auxiliary heads, training only; not of the paper
     num_semantic: int = 0
-    remat: bool = False  # recompute encoders and decoder in the backward pass, to save memory
+    remat: str | bool = "none"  # of encoders and decoder, see layers/remat.py
+    regime: Regime = Regime()  # of training, see layers/regime.py
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        self._check()
+        dtype, reference = self.dtype, self.mode == "reference"
+        layer = (self.num_heads, self.hidden, self.dropout)
+        training = {"regime": self.regime, "dtype": dtype}
+
+        self.audio_tokens = nn.Dense(self.dim, dtype=dtype)
+        self.audio_norm = _layer_norm(epsilon=AUDIO_EPSILON, dtype=dtype)
+        self.audio_dropout = Dropout(self.dropout, regime=self.regime)
+        for i in (2, 3, 4) if reference else (1, 2, 3, 4):
+            setattr(self, f"stage{i}", DilatedHead(self.dim, dtype=dtype))
+        self.visual_tokens = nn.Conv(self.dim, (1, 1), dtype=dtype)
+
+        spatial = rematerialised(EncoderLayer, self.remat, static_argnums=(4,))
+        temporal = rematerialised(TemporalBlock, self.remat, static_argnums=(5,))
+        for i in range(self.encoder_layers):
+            if reference:
+                setattr(self, f"spatial{i}", spatial(*layer, **training))
+            last = i == self.encoder_layers - 1
+            block = temporal(*layer, parallel=not reference, last=last, **training)
+            setattr(self, f"temporal{i}", block)
+        self.gates = FrameGates(**training) if reference else ChannelGates(dtype=dtype)
+
+        self.queries = self.param(
+            "queries", nn.initializers.normal(1.0), (self.num_queries, self.dim)
+        )
+        decoder = rematerialised(DecoderLayer, self.remat, static_argnums=(6,))
+        for i in range(self.decoder_layers):
+            setattr(self, f"decoder{i}", decoder(*layer, **training))
+        self.decoder_norm = _layer_norm(dtype=dtype)
+        self.pixel_decoder = PixelDecoder(
+            self.pixel_widths, self.mask_dim, self.norm_groups, dtype=dtype
+        )
+        self.kernel0 = nn.Dense(self.dim, dtype=dtype)
+        self.kernel1 = nn.Dense(self.mask_dim, dtype=dtype)
+        self.classes = nn.Dense(self.num_classes + 1)
+        self.auxiliary = AuxiliaryHeads(self.num_tags, self.num_semantic)
+
     def __call__(
         self,
         frames: Float[Array, "b t h w 3"],
@@ -346,62 +406,64 @@ class CATR(nn.Module):
             pred_masks        f32[l b t q y x]  mask logits of each decoder layer, at 1/16 or 1/4
             pred_is_referred  f32[l b t q k+1]  class logits; the last class is "no object"
 
+        Frames that `frame_mask` says do not exist stay out of every attention and out of the gates'
+        batch statistics; out of the backbones' too with `mask_padded_frames`.
+
         With `train` and auxiliary heads also "tags" [b t num_tags] and "semantic"
         [b t h/8 w/8 num_semantic]. Raises UnknownNameError for an unknown mode, BadValueError for a
         number of encoder layers that it cannot gate.
         """
-        self._check()
+        return self.decide(self.see(frames, frame_mask, train), log_mel, frame_mask, train)
+
+    def see(
+        self,
+        frames: Float[Array, "b t h w 3"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> Seen:
+        """What the picture alone gives, whatever the sound: tokens and maps before any fusion."""
         b, t, height, width, _ = frames.shape
-        exists = None if frame_mask is None else frame_mask.reshape(-1)
-
-        sound = self.audio_backbone(
-            log_mel.reshape(b * t, *log_mel.shape[2:]), train=train and not self.freeze_audio
-        )
-        if self.freeze_audio:
-            sound = jax.lax.stop_gradient(sound)
-        audio = nn.Dense(self.dim, dtype=self.dtype, name="audio_tokens")(sound)
-        norm = _layer_norm(epsilon=1e-12, dtype=self.dtype, name="audio_norm")  # as published
-        audio = norm(audio)
-        audio = nn.Dropout(self.dropout, deterministic=not train)(audio).reshape(b, t, self.dim)
-
-        pictures = frames.reshape(b * t, height, width, 3)
-        pictures = resize_bilinear(pictures, (height * self.input_scale, width * self.input_scale))
-        pyramid = self.backbone(pictures, train=train)
+        scale = self.input_scale
+        enlarged = resize_bilinear(flatten_clips(frames), (height * scale, width * scale))
+        counted = frame_mask if self.mask_padded_frames else None
+        enlarged = enlarged.reshape(b, t, *enlarged.shape[1:])
+        pyramid = run_backbone(self.backbone, enlarged, counted, train)
         stages = {
-            i: DilatedHead(self.dim, dtype=self.dtype, name=f"stage{i}")(x)
+            i: getattr(self, f"stage{i}")(x)
             for i, x in enumerate(pyramid, start=1)
             if i > 1 or self.mode == "paper"
         }
-        maps = nn.Conv(self.dim, (1, 1), dtype=self.dtype, name="visual_tokens")(stages[2])
-        rows, columns = maps.shape[1:3]
+        return Seen(self.visual_tokens(stages[2]), stages, (height, width))
+
+    def decide(
+        self,
+        seen: Seen,
+        log_mel: Float[Array, "b t 96 64"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        """What was seen, and log-mel patches -> as `__call__`."""
+        b, t = log_mel.shape[:2]
+        counted = frame_mask if self.mask_padded_frames else None
+        sound = run_backbone(self.audio_backbone, log_mel, counted, train)
+        audio = self.audio_dropout(self.audio_norm(self.audio_tokens(sound)), train)
+        audio = audio.reshape(b, t, self.dim)
+
+        _, rows, columns, _ = seen.maps.shape
         positions = sine_positions_2d(rows, columns, self.dim).reshape(-1, self.dim)
-        visual = maps.reshape(b, t, rows * columns, self.dim)
-
-        encode = self._encode_reference if self.mode == "reference" else self._encode_paper
         positions = positions.astype(self.dtype)
-        blocks, memory = encode(visual, audio, positions, frame_mask, train)
-        blocks = [block.reshape(maps.shape) for block in blocks]
-        if self.mode == "reference":
-            gated = FrameGates(train, dtype=self.dtype, name="gates")(blocks, exists)
-            content = jnp.zeros((b * t, self.dim), self.dtype)
-            start, laterals = gated, [None, stages[4], stages[3]]
-        else:
-            gated = ChannelGates(dtype=self.dtype, name="gates")(blocks)
-            memory = gated.reshape(b * t, -1, self.dim), positions, None
-            content = audio.reshape(b * t, self.dim)
-            start, laterals = stages[4], [stages[3], gated, stages[1]]
+        visual = seen.maps.reshape(b, t, rows * columns, self.dim)
+        fuse = self._fuse_reference if self.mode == "reference" else self._fuse_paper
+        gated, content, memory = fuse(visual, audio, positions, frame_mask, (rows, columns), train)
 
-        decoded = self._decode(content, memory, train)  # [l n q d]
-        features = PixelDecoder(
-            self.pixel_widths,
-            self.mask_dim,
-            self.norm_groups,
-            dtype=self.dtype,
-            name="pixel_decoder",
-        )(start, laterals)
-        masks, classes = self._predict(decoded, features)
+        if self.mode == "reference":
+            start, laterals = gated, [None, seen.stages[4], seen.stages[3]]
+        else:
+            start, laterals = seen.stages[4], [seen.stages[3], gated, seen.stages[1]]
+        features = self.pixel_decoder(start, laterals)
+        masks, classes = self._predict(self._decode(content, memory, train), features)
         masks, classes = (x.reshape(x.shape[0], b, t, *x.shape[2:]) for x in (masks, classes))
-        logits, query = answer(masks[-1], classes[-1], (height, width), self.empty_if_silent)
+        logits, query = answer(masks[-1], classes[-1], seen.size, self.empty_if_silent)
         outputs = {
             "logits": logits,
             "query": query,
@@ -409,8 +471,7 @@ class CATR(nn.Module):
             "pred_is_referred": classes,
         }
         if train or self.is_initializing():
-            heads = AuxiliaryHeads(self.num_tags, self.num_semantic, name="auxiliary")
-            outputs |= heads(sound, maps, b)
+            outputs |= self.auxiliary(sound, seen.maps, b)
         return outputs
 
     def _check(self):
@@ -426,65 +487,49 @@ class CATR(nn.Module):
                 f"encoder_layers={self.encoder_layers}: a gate reads two blocks; use 2 or more."
             )
 
-    def _encode_reference(self, visual, audio, positions, frame_mask, train):
-        """Visual tokens of the temporal blocks; tokens, positions, mask of the spatial encoder."""
+    def _fuse_reference(self, visual, audio, positions, frame_mask, grid, train):
+        """-> gated maps; the queries' content; tokens, positions, mask of the decoder's memory."""
         b, t, _ = audio.shape
-        rate = self.dropout if train else 0.0
-        layer = nn.remat(EncoderLayer) if self.remat else EncoderLayer
         copies = jnp.broadcast_to(audio[:, None], (b, t, t, self.dim))
         tokens, places, key_mask = _frame_tokens(visual, copies, positions, frame_mask)
         for i in range(self.encoder_layers):
-            tokens = layer(self.num_heads, self.hidden, rate, dtype=self.dtype, name=f"spatial{i}")(
-                tokens, places, key_mask
-            )
+            tokens = getattr(self, f"spatial{i}")(tokens, places, key_mask, train)
         blocks = []
         for i in range(self.encoder_layers):
             copies = jnp.broadcast_to(audio[:, None], (b, t, t, self.dim))
-            visual, audio = self._block(i, rate)(visual, copies, positions, frame_mask)
-            blocks.append(visual)
-        return blocks, (tokens, places, key_mask)
+            block = getattr(self, f"temporal{i}")
+            visual, audio = block(visual, copies, positions, frame_mask, train)
+            blocks.append(visual.reshape(b * t, *grid, self.dim))
+        exists = None if frame_mask is None else frame_mask.reshape(-1)
+        gated = self.gates(blocks, exists, train)
+        content = jnp.zeros((b * t, self.dim), self.dtype)
+        return gated, content, (tokens, places, key_mask)
 
-    def _encode_paper(self, visual, audio, positions, frame_mask, train):
-        blocks = []
+    def _fuse_paper(self, visual, audio, positions, frame_mask, grid, train):
+        """As `_fuse_reference`."""
+        b, t, _ = audio.shape
+        content, blocks = audio.reshape(b * t, self.dim), []
         for i in range(self.encoder_layers):
-            block = self._block(i, self.dropout if train else 0.0)
-            visual, audio = block(visual, audio[:, :, None], positions, frame_mask)
-            blocks.append(visual)
-        return blocks, None
-
-    def _block(self, i, rate):
-        return (nn.remat(TemporalBlock) if self.remat else TemporalBlock)(
-            self.num_heads,
-            self.hidden,
-            rate,
-            parallel=self.mode == "paper",
-            last=i == self.encoder_layers - 1,
-            dtype=self.dtype,
-            name=f"temporal{i}",
-        )
+            block = getattr(self, f"temporal{i}")
+            visual, audio = block(visual, audio[:, :, None], positions, frame_mask, train)
+            blocks.append(visual.reshape(b * t, *grid, self.dim))
+        gated = self.gates(blocks)
+        return gated, content, (gated.reshape(b * t, -1, self.dim), positions, None)
 
     def _decode(self, content, memory, train):
         """Content [n d] that every query starts from -> all layers' queries, normed [l n q d]."""
-        queries = self.param("queries", nn.initializers.normal(1.0), (self.num_queries, self.dim))
-        queries = jnp.asarray(queries, self.dtype)
+        queries = jnp.asarray(self.queries, self.dtype)
         x = jnp.broadcast_to(content[:, None], (content.shape[0], *queries.shape))
-        rate = self.dropout if train else 0.0
-        layer = nn.remat(DecoderLayer) if self.remat else DecoderLayer
-        norm = _layer_norm(epsilon=EPSILON, dtype=self.dtype, name="decoder_norm")
         decoded = []
         for i in range(self.decoder_layers):
-            x = layer(self.num_heads, self.hidden, rate, dtype=self.dtype, name=f"decoder{i}")(
-                x, queries, *memory
-            )
-            decoded.append(norm(x))
+            x = getattr(self, f"decoder{i}")(x, queries, *memory, train)
+            decoded.append(self.decoder_norm(x))
         return jnp.stack(decoded)
 
     def _predict(self, decoded, features):
         """Queries, mask features [n y x e] -> mask logits [l n q y x], class logits [l n q k+1]."""
-        kernels = jax.nn.relu(nn.Dense(self.dim, dtype=self.dtype, name="kernel0")(decoded))
-        kernels = nn.Dense(self.mask_dim, dtype=self.dtype, name="kernel1")(kernels)
+        kernels = self.kernel1(jax.nn.relu(self.kernel0(decoded)))
         masks = jnp.einsum(
             "lnqe,nyxe->lnqyx", kernels, features, preferred_element_type=jnp.float32
         )
-        classes = nn.Dense(self.num_classes + 1, name="classes")(decoded.astype(jnp.float32))
-        return masks, classes
+        return masks, self.classes(decoded.astype(jnp.float32))

@@ -34,17 +34,21 @@ biased one (PyTorch multiplies by n / (n - 1)): less than 1e-3 from 1000 pixels 
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from avs_jax import errors
 from avs_jax.layers import losses
 from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
+from avs_jax.layers.frames import flatten_clips, run_backbone
+from avs_jax.layers.norm import BatchNorm
+from avs_jax.layers.regime import Regime
+from avs_jax.layers.remat import rematerialised
 from avs_jax.layers.resize import resize_bilinear
 from avs_jax.types import Array, Bool, Float, PyTree
 
@@ -113,20 +117,20 @@ class ConvNormRelu(nn.Module):
     features: int
     kernel: int = 3
     groups: int = 1
-    train: bool = False
+    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w e"]:
+    def __call__(
+        self,
+        x: Float[Array, "n h w c"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
+    ) -> Float[Array, "n h w e"]:
+        """`frame_mask`: the frames that batch statistics are taken over; None: all."""
         x = Conv(self.features, self.kernel, self.groups, self.dtype, name="conv")(x)
-        norm = nn.BatchNorm(
-            not self.train,
-            momentum=0.9,
-            use_fast_variance=False,  # see backbones/resnet.py
-            dtype=self.dtype,
-            name="norm",
-        )
-        return nn.relu(norm(x))
+        norm = BatchNorm(self.regime, dtype=self.dtype, name="norm")
+        return nn.relu(norm(x, train, frame_mask))
 
 
 def _length(x):
@@ -141,24 +145,27 @@ class AVGA(nn.Module):
     """Audio-visual group attention: each group of channels times its cosine with the sound."""
 
     groups: int
-    train: bool = False
+    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w c"], sound: Float[Array, "n d"]
+        self,
+        x: Float[Array, "n h w c"],
+        sound: Float[Array, "n d"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> Float[Array, "n h w c"]:
         channels = x.shape[-1]
-        conv = partial(ConvNormRelu, channels, 1, train=self.train, dtype=self.dtype)
-        x = conv(groups=self.groups, name="seq1")(x)
+        conv = partial(ConvNormRelu, channels, 1, regime=self.regime, dtype=self.dtype)
+        x = conv(groups=self.groups, name="seq1")(x, train, frame_mask)
         # Two linear layers with nothing between them, as published.
         guide = Dense(channels, dtype=self.dtype, name="fc0")(sound)
         guide = nn.relu(Dense(channels // self.groups, dtype=self.dtype, name="fc1")(guide))
-        self.sow("intermediates", "guide", guide)
         grouped = x.reshape(*x.shape[:-1], self.groups, -1)
         cosine = jnp.einsum("nhwgc,nc->nhwg", grouped, guide / _length(guide))
         weighted = grouped * (cosine[..., None] / _length(grouped))
-        return conv(name="seq2")(weighted.reshape(x.shape))
+        return conv(name="seq2")(weighted.reshape(x.shape), train, frame_mask)
 
 
 class CrossModalAttention(nn.Module):
@@ -180,7 +187,7 @@ class CrossModalAttention(nn.Module):
         select: Bool[Array, "b t s"] | None = None,
         frame_mask: Bool[Array, "b t"] | None = None,
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t s d"]]:
-        """`select` None: all pixels ask. `frame_mask`: the frames that are looked at; None: all."""
+        """`select` None: all pixels ask. `frame_mask`: frames that may be attended; None: all."""
         dim = sounds.shape[-1]
         norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm")
         project = partial(Dense, use_bias=False, dtype=self.dtype)
@@ -197,21 +204,37 @@ class CrossModalAttention(nn.Module):
 
         scores = jnp.einsum("bqhe,btshe->bhqts", q_a, k_v).astype(jnp.float32) * scale
         weights = jax.nn.softmax(scores + jnp.expand_dims(bias, -1), axis=(-2, -1))
-        heard = jnp.einsum("bhqts,btshe->bqhe", weights.astype(self.dtype), v_v)
+        attended_pixels = jnp.einsum("bhqts,btshe->bqhe", weights.astype(self.dtype), v_v)
 
         scores = jnp.einsum("bqshe,bthe->bhqst", q_v, k_a).astype(jnp.float32) * scale
         weights = jax.nn.softmax(scores + jnp.expand_dims(bias, -2), axis=-1)
-        seen = jnp.einsum("bhqst,bthe->bqshe", weights.astype(self.dtype), v_a)
+        attended_sounds = jnp.einsum("bhqst,bthe->bqshe", weights.astype(self.dtype), v_a)
         if select is not None:
-            seen = seen * select[..., None, None].astype(seen.dtype)
+            attended_sounds *= select[..., None, None].astype(attended_sounds.dtype)
             if not self.gradient_through_mask:
-                seen = jax.lax.stop_gradient(seen)
+                attended_sounds = jax.lax.stop_gradient(attended_sounds)
 
         out = Dense(dim, dtype=self.dtype, name="to_out")
         return (
-            sounds + out(heard.reshape(sounds.shape)),
-            pixels + out(seen.reshape(pixels.shape)),
+            sounds + out(attended_pixels.reshape(sounds.shape)),
+            pixels + out(attended_sounds.reshape(pixels.shape)),
         )
+
+
+def pool_tokens(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n hs ws c"]:
+    """Means over stride x stride pixels."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // stride, stride, w // stride, stride, c).mean((2, 4))
+
+
+def lay_out(
+    tokens: Float[Array, "n s c"], grid: tuple[int, int], restore_token_order: bool
+) -> Float[Array, "n hs ws c"]:
+    """Tokens as a map of rows x columns; the published code reads [s c] as [c rows columns]."""
+    n, _, c = tokens.shape
+    if restore_token_order:
+        return tokens.reshape(n, *grid, c)
+    return jnp.moveaxis(tokens.reshape(n, c, *grid), 1, -1)
 
 
 class QSCA(nn.Module):
@@ -222,7 +245,6 @@ class QSCA(nn.Module):
     """
 
     num_heads: int
-    num_clips: int
     stride: int
     restore_token_order: bool = False
     gradient_through_mask: bool = False
@@ -232,31 +254,22 @@ class QSCA(nn.Module):
     def __call__(
         self,
         x: Float[Array, "n h w c"],
-        sound: Float[Array, "n c"],
+        sound: Float[Array, "b t c"],
         select: Bool[Array, "n hs ws"] | None = None,
         frame_mask: Bool[Array, "b t"] | None = None,
-    ) -> tuple[Float[Array, "n h w c"], Float[Array, "n c"]]:
-        n, h, w, c = x.shape
-        rows, columns = h // self.stride, w // self.stride
-        pooled = x.reshape(n, rows, self.stride, columns, self.stride, c).mean((2, 4))
-        self.sow("intermediates", "pooled", pooled)
+    ) -> tuple[Float[Array, "n h w c"], Float[Array, "b t c"]]:
+        (_, h, w, c), (b, t, _) = x.shape, sound.shape
+        pooled = pool_tokens(x, self.stride)
         sound = Dense(c, dtype=self.dtype, name="audio_fc")(sound)
         tokens = Dense(c, dtype=self.dtype, name="embed")(pooled)
-        clips = (self.num_clips, n // self.num_clips)
-        sound, tokens = CrossModalAttention(
+        attention = CrossModalAttention(
             self.num_heads, self.gradient_through_mask, self.dtype, name="attention"
-        )(
-            sound.reshape(*clips, c),
-            tokens.reshape(*clips, -1, c),
-            None if select is None else select.reshape(*clips, -1),
-            frame_mask,
         )
-        if self.restore_token_order:
-            guidance = tokens.reshape(n, rows, columns, c)
-        else:  # [n s c] read as [n c h w], as published
-            guidance = jnp.moveaxis(tokens.reshape(n, c, rows, columns), 1, -1)
-        self.sow("intermediates", "map", guidance)
-        return resize_bilinear(guidance, (h, w)), sound.reshape(n, c)
+        select = None if select is None else select.reshape(b, t, -1)
+        sound, tokens = attention(sound, tokens.reshape(b, t, -1, c), select, frame_mask)
+        tokens = tokens.reshape(b * t, -1, c)
+        guidance = lay_out(tokens, pooled.shape[1:3], self.restore_token_order)
+        return resize_bilinear(guidance, (h, w)), sound
 
 
 def uncertain_mask(logits: Float[Array, "*n k"], confidence: float = 0.99) -> Bool[Array, "*n"]:
@@ -276,7 +289,7 @@ def uncertain_mask(logits: Float[Array, "*n k"], confidence: float = 0.99) -> Bo
 class GF(nn.Module):
     """Guided fusion of a stage's map with the coarser stage's decoding and with the guidance."""
 
-    train: bool = False
+    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -285,14 +298,17 @@ class GF(nn.Module):
         x: Float[Array, "n h w c"],
         guidance: Float[Array, "n h w c"],
         coarser: Float[Array, "n hc wc c"] | None = None,
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> Float[Array, "n h w c"]:
-        conv = partial(ConvNormRelu, x.shape[-1], train=self.train, dtype=self.dtype)
+        def conv(name, maps):
+            module = ConvNormRelu(x.shape[-1], regime=self.regime, dtype=self.dtype, name=name)
+            return module(maps, train, frame_mask)
+
         if coarser is None:
-            fused = x + conv(name="seq1")(guidance)
-        else:
-            coarser = resize_bilinear(coarser, x.shape[1:3])
-            fused = x + conv(name="seq1")(coarser) + conv(name="seq2")(guidance)
-        return conv(name="seq3")(fused)
+            return conv("seq3", x + conv("seq1", guidance))
+        coarser = resize_bilinear(coarser, x.shape[1:3])
+        return conv("seq3", x + conv("seq1", coarser) + conv("seq2", guidance))
 
 
 class Head(nn.Module):
@@ -300,26 +316,27 @@ class Head(nn.Module):
 
     hidden: int
     num_classes: int
-    train: bool = False
+    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w k"]:
-        x = ConvNormRelu(self.hidden, train=self.train, dtype=self.dtype, name="seq")(x)
+    def __call__(
+        self,
+        x: Float[Array, "n h w c"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
+    ) -> Float[Array, "n h w k"]:
+        conv = ConvNormRelu(self.hidden, regime=self.regime, dtype=self.dtype, name="seq")
+        x = conv(x, train, frame_mask)
         return Conv(self.num_classes, 1, dtype=self.dtype, name="out")(x).astype(jnp.float32)
 
 
-def _statistics_over(frame_mask: Array | None) -> AbstractContextManager:
-    """Inside, BatchNorm of maps takes its batch statistics from the frames in `frame_mask`."""
-    if frame_mask is None:
-        return nullcontext()
+@flax.struct.dataclass
+class Seen:
+    """What the picture alone gives: {stage: map [n h/s w/s d]}; size = (h, w)."""
 
-    def intercept(call, args, kwargs, context):
-        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
-            kwargs = {**kwargs, "mask": frame_mask.reshape(-1, 1, 1, 1)}
-        return call(*args, **kwargs)
-
-    return nn.intercept_methods(intercept)
+    maps: PyTree
+    size: tuple[int, int] = flax.struct.field(pytree_node=False)
 
 
 class PCMANet(nn.Module):
@@ -337,13 +354,43 @@ class PCMANet(nn.Module):
     gradient_through_masked_attention: bool = False
     mask_padded_frames: bool = False
     masking: bool = True  # False: every token asks at every stage (for comparison)
-    freeze_audio: bool = True  # published: VGGish is not trained
     num_tags: int = 0  # auxiliary heads, training only; not of the paper
     num_semantic: int = 0
-    remat: bool = False  # recompute the decoder's blocks in the backward pass, to save memory
+    remat: str | bool = "none"  # of the decoder's blocks, see layers/remat.py
+    regime: Regime = Regime()  # of training, see layers/regime.py
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        for name in ("num_heads", "groups"):
+            if self.dim % getattr(self, name):
+                raise errors.BadValueError(
+                    f"dim={self.dim} is not divisible by {name}={getattr(self, name)}; "
+                    "use a divisor of dim."
+                )
+        common = {"regime": self.regime, "dtype": self.dtype}
+        avga = rematerialised(AVGA, self.remat, static_argnums=(3,))
+        qsca = rematerialised(QSCA, self.remat)
+        gf = rematerialised(GF, self.remat, static_argnums=(4,))
+        head = rematerialised(Head, self.remat, static_argnums=(2,))
+        self.audio_fc = Dense(self.dim, dtype=self.dtype)
+        for stage in STAGES:
+            blocks = {
+                "conv": ConvNormRelu(self.dim, **common),
+                "avga": avga(self.groups, **common),
+                "qsca": qsca(
+                    self.num_heads,
+                    1 if stage == 4 else 2,
+                    self.restore_token_order,
+                    self.gradient_through_masked_attention,
+                    self.dtype,
+                ),
+                "gf": gf(**common),
+                "output_conv": head(self.head_width, self.num_classes, **common),
+            }
+            for name, block in blocks.items():
+                setattr(self, f"{name}{stage}", block)
+        self.auxiliary = AuxiliaryHeads(self.num_tags, self.num_semantic)
+
     def __call__(
         self,
         frames: Float[Array, "b t h w 3"],
@@ -369,69 +416,83 @@ class PCMANet(nn.Module):
         Raises:
           BadValueError: sizes that do not divide.
         """
-        b, t, height, width, _ = frames.shape
-        self._check(height, width)
-        looked_at = frame_mask if self.mask_padded_frames else None
-        with _statistics_over(looked_at):
-            sound = self.audio_backbone(
-                log_mel.reshape(b * t, 96, 64), train=train and not self.freeze_audio
+        return self.decide(self.see(frames, frame_mask, train), log_mel, frame_mask, train)
+
+    def see(
+        self,
+        frames: Float[Array, "b t h w 3"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> Seen:
+        """What the picture alone gives, whatever the sound: the four maps that AVGA takes."""
+        height, width = frames.shape[2:4]
+        if height % 32 or width % 32:
+            raise errors.BadValueError(
+                f"frames are {height} x {width}; PCMANet needs multiples of 32, its "
+                "coarsest stride: resize or crop them."
             )
-            pyramid = self.backbone(frames.reshape(b * t, height, width, 3), train=train)
-            if self.freeze_audio:
-                sound = jax.lax.stop_gradient(sound)
-            maps = {
-                stage: ConvNormRelu(self.dim, train=train, dtype=self.dtype, name=f"conv{stage}")(x)
-                for stage, x in enumerate(pyramid, start=1)
-            }
+        counted = self._counted(frame_mask)
+        pyramid = run_backbone(self.backbone, frames, counted, train)
+        counted = None if counted is None else counted.reshape(-1)
+        maps = {}
+        for stage, x in enumerate(pyramid, start=1):
+            x = getattr(self, f"conv{stage}")(x, train, counted)
             if frame_mask is not None:
-                exists = frame_mask.reshape(-1)
-                sound = sound * exists[:, None]
-                maps = {stage: x * exists[:, None, None, None] for stage, x in maps.items()}
-            token = Dense(self.dim, dtype=self.dtype, name="audio_fc")(sound)
-            logits, masks = self._decode(maps, token, b, looked_at, train)
-            heads = AuxiliaryHeads(self.num_tags, self.num_semantic, name="auxiliary")
-            auxiliary = heads(sound, maps[2], b) if train or self.is_initializing() else {}
+                x = x * frame_mask.reshape(-1, 1, 1, 1)
+            maps[stage] = x
+        return Seen(maps, (height, width))
+
+    def decide(
+        self,
+        seen: Seen,
+        log_mel: Float[Array, "b t 96 64"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> dict[str, PyTree]:
+        """What was seen, and log-mel patches -> as `__call__`."""
+        b, t = log_mel.shape[:2]
+        counted = self._counted(frame_mask)
+        sound = run_backbone(self.audio_backbone, log_mel, counted, train)
+        if frame_mask is not None:
+            sound = sound * frame_mask.reshape(-1, 1)
+        token = self.audio_fc(sound).reshape(b, t, -1)
+        logits, masks = self._decode(seen.maps, token, counted, train)
 
         def unfold(x):
             return x.reshape(b, t, *x.shape[1:])
 
-        outputs = [unfold(resize_bilinear(logits[k], (height, width))) for k in (1, 2, 3, 4)]
-        shown = jnp.ones((b, t, 1, 1), bool) if looked_at is None else looked_at[..., None, None]
+        outputs = [unfold(resize_bilinear(logits[k], seen.size)) for k in (1, 2, 3, 4)]
         masks = tuple(unfold(mask) for mask in masks)
-        return {
+        counted = jnp.ones((b, t), bool) if counted is None else counted
+        counted = counted[..., None, None]
+        found = {
             "logits": outputs[0],
             "outputs": tuple(outputs),
             "stage_logits": tuple(unfold(logits[k]) for k in (1, 2, 3, 4)),
             "masks": masks,
-            "kept": jnp.stack([m.mean(where=jnp.broadcast_to(shown, m.shape)) for m in masks]),
-        } | auxiliary
-
-    def _decode(self, maps, token, num_clips, frame_mask, train):
-        """Maps by stage, the sound's token [n d] -> logits by stage, masks of stages 4, 3, 2."""
-        block = nn.remat if self.remat else lambda module: module
-        common = {"train": train, "dtype": self.dtype}
-        guided = {
-            stage: block(AVGA)(self.groups, **common, name=f"avga{stage}")(x, token)
-            for stage, x in maps.items()
+            "kept": jnp.stack([m.mean(where=jnp.broadcast_to(counted, m.shape)) for m in masks]),
         }
+        if train or self.is_initializing():
+            found |= self.auxiliary(sound, seen.maps[2], b)
+        return found
+
+    def _counted(self, frame_mask):
+        """The frames that take part in attention and batch statistics; None: all."""
+        return frame_mask if self.mask_padded_frames else None
+
+    def _decode(self, maps, token, frame_mask, train):
+        """Maps by stage, the sound's token [b t d] -> logits by stage, masks of stages 4, 3, 2."""
+        counted = None if frame_mask is None else frame_mask.reshape(-1)
         logits, masks = {}, []
         sound, decoded, mask = token, None, None
         for stage in STAGES:
-            x = guided[stage]
-            guidance, sound = block(QSCA)(
-                self.num_heads,
-                num_clips,
-                1 if stage == 4 else 2,
-                self.restore_token_order,
-                self.gradient_through_masked_attention,
-                self.dtype,
-                name=f"qsca{stage}",
-            )(x, sound, mask, frame_mask)
-            decoded = block(GF)(**common, name=f"gf{stage}")(x, guidance, decoded)
-            head = block(Head)(
-                self.head_width, self.num_classes, **common, name=f"output_conv{stage}"
+            avga, qsca, gf, head = (
+                getattr(self, f"{name}{stage}") for name in ("avga", "qsca", "gf", "output_conv")
             )
-            logits[stage] = head(decoded)
+            x = avga(maps[stage], flatten_clips(token), train, counted)
+            guidance, sound = qsca(x, sound, mask, frame_mask)
+            decoded = gf(x, guidance, decoded, train, counted)
+            logits[stage] = head(decoded, train, counted)
             if stage == 1:
                 break
             uncertain = uncertain_mask(logits[stage], self.confidence)
@@ -440,19 +501,6 @@ class PCMANet(nn.Module):
             masks.append(uncertain)
             mask = uncertain if self.masking else None
         return logits, masks
-
-    def _check(self, height, width):
-        if height % 32 or width % 32:
-            raise errors.BadValueError(
-                f"frames are {height} x {width}; PCMANet needs multiples of 32, its "
-                "coarsest stride: resize or crop them."
-            )
-        for name in ("num_heads", "groups"):
-            if self.dim % getattr(self, name):
-                raise errors.BadValueError(
-                    f"dim={self.dim} is not divisible by {name}={getattr(self, name)}; "
-                    "use a divisor of dim."
-                )
 
 
 def loss(

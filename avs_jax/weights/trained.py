@@ -50,10 +50,15 @@ def _say_on_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def build_model(config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict) -> nn.Module:
-    """The model that `config.model` describes."""
+def build_model(
+    config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict, **fields
+) -> nn.Module:
+    """The model that `config.model` describes; `fields`: what else training says of it."""
     # Frozen: lists, which tuples become in JSON, are tuples again.
-    return get_model(**dict(ml_collections.FrozenConfigDict(config.model)))
+    model = dict(ml_collections.FrozenConfigDict(config.model))
+    # A switch of earlier versions: what is frozen is now the optimiser's business alone.
+    model.pop("freeze_audio", None)
+    return get_model(**model | fields)
 
 
 def load_model(

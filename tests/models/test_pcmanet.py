@@ -28,7 +28,7 @@ def test_avga_weights_each_group_by_its_cosine_with_the_sound(fill_variables):
     )
     sown = sown["intermediates"]
     groups = np.split(np.asarray(sown["seq1"]["__call__"][0]), 2, axis=-1)
-    guide = np.asarray(sown["guide"][0])
+    guide = np.maximum(sown["fc1"]["__call__"][0], 0.0)
     guide = guide / np.maximum(np.linalg.norm(guide, axis=-1, keepdims=True), 1e-12)
     weighted = []
     for group in groups:
@@ -139,7 +139,8 @@ def run_qsca(restore):
     """Guidance of a QSCA on 4 x 6 pixels, and its tokens in row-major order."""
     rng = np.random.default_rng(0)
     x, sound = jnp.float32(rng.normal(size=(2, 4, 6, 8))), jnp.float32(rng.normal(size=(2, 8)))
-    module = pcmanet.QSCA(num_heads=2, num_clips=1, stride=1, restore_token_order=restore)
+    sound = sound[None]  # one clip
+    module = pcmanet.QSCA(num_heads=2, stride=1, restore_token_order=restore)
     variables = module.init(jax.random.key(0), x, sound)
     (guidance, _), sown = module.apply(
         {"params": variables["params"]}, x, sound, capture_intermediates=True
@@ -161,19 +162,23 @@ def test_published_token_order_reads_tokens_as_a_channels_first_map():
 def test_tokens_are_means_of_two_by_two_pixels_but_for_the_coarsest_stage():
     model, inputs = models.get_model("pcmanet", **SMALL), small_inputs(t=1)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    apply = functools.partial(model.apply, mutable=["intermediates"])
+    apply = functools.partial(
+        model.apply, mutable=["intermediates"], capture_intermediates=is_embedding
+    )
     sown = jax.eval_shape(apply, shapes, *inputs)[1]["intermediates"]
     for stage, side in ((4, 2), (3, 2), (2, 4), (1, 8)):  # of maps of 2, 4, 8, 16
-        assert sown[f"qsca{stage}"]["pooled"][0].shape == (1, side, side, 32)
+        tokens = sown[f"qsca{stage}"]["embed"]["__call__"][0]
+        assert tokens.shape == (1, side, side, 32)
+
+
+def is_embedding(module, _):
+    return module.name == "embed"
 
 
 def test_a_token_is_the_mean_of_its_pixels():
-    rng = np.random.default_rng(0)
-    x, sound = jnp.float32(rng.normal(size=(1, 4, 6, 8))), jnp.zeros((1, 8))
-    module = pcmanet.QSCA(num_heads=2, num_clips=1, stride=2)
-    variables = module.init(jax.random.key(0), x, sound)
-    _, sown = module.apply(variables, x, sound, mutable=["intermediates"])
-    pooled = sown["intermediates"]["pooled"][0]
+    x = jnp.float32(np.random.default_rng(0).normal(size=(1, 4, 6, 8)))
+    pooled = pcmanet.pool_tokens(x, stride=2)
+    assert pooled.shape == (1, 2, 3, 8)
     np.testing.assert_allclose(pooled[0, 1, 2], x[0, 2:4, 4:6].mean((0, 1)), atol=1e-6)
 
 

@@ -24,7 +24,6 @@ FIELDS = {
     "late_hidden": 8,
     "head_widths": (8, 8),
     "norm_groups": 4,
-    "freeze_audio": False,
 }
 
 

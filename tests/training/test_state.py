@@ -26,7 +26,6 @@ FIELDS = {
     "late_hidden": 8,
     "head_widths": (8, 8),
     "norm_groups": 4,
-    "freeze_audio": True,
 }
 NORMALIZATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 

@@ -7,7 +7,7 @@ import pytest
 
 from avs_jax import errors
 from avs_jax.weights import trained
-from tests.training.small_run import make_state, overwrite, same, save_two
+from tests.training.small_run import make_config, make_state, overwrite, same, save_two
 
 # Orbax abandons coroutines when a file that it reads is damaged, and they complain when collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -16,6 +16,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 @pytest.fixture
 def saved(tmp_path):
     return save_two(tmp_path)
+
+
+def test_a_config_that_still_says_freeze_audio_is_read():
+    old = trained.build_model(make_config(freeze_audio=True, remat=False))
+    assert old == trained.build_model(make_config())
 
 
 def test_load_model_without_validation_takes_the_latest(saved):
