@@ -12,45 +12,21 @@ of any length takes the same memory. Times are in seconds; 0 is the first pictur
 
 import dataclasses
 import itertools
-import logging
 import os
 from collections.abc import Iterable, Iterator
 
 import av
 import cv2
 import numpy as np
-import soxr
-from av.stream import Disposition
 
 from avs_jax import errors
 from avs_jax.media.audio import SAMPLE_RATE
+from avs_jax.media.film import VideoInfo, decode_film, open_film, video_stream
+from avs_jax.media.sound import probe_sound, read_sound
 from avs_jax.types import Bool, Float, UInt8
 
-_log = logging.getLogger(__name__)
-
-# A sound track whose time stamps stray from its sample count by less than this is continuous:
-# Matroska rounds stamps to 1 ms, and others are off by up to a packet (20-26 ms).
-_GAP = 0.05
+__all__ = ["Clip", "Frame", "VideoInfo", "probe", "read_clips", "read_frames", "read_sound"]
 _EPSILON = 1e-6  # seconds; far below the finest time base in use (1/90000), far above rounding
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoInfo:
-    """What `probe` found out. Sizes are as displayed (rotation applied), in pixels."""
-
-    path: str
-    width: int
-    height: int
-    fps: float  # average; the frames themselves may come at any pace
-    duration: float | None  # of the pictures, as the header says, if it does
-    start: float  # time stamp of the first picture on the file's own clock
-    sample_rate: int  # of the sound track, Hz; 0 without sound
-    channels: int
-    silent_because: str  # "" when there is sound, else what is missing
-
-    @property
-    def has_audio(self) -> bool:
-        return not self.silent_because
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +69,8 @@ def probe(path: str | os.PathLike) -> VideoInfo:
     with open_film(path) as container:
         stream = video_stream(path, container)
         fps = float(stream.average_rate or stream.guessed_rate or 25)
-        start, picture = next(_clock(stream, decode(container, stream), fps), (0.0, None))
+        pictures = decode_film(path, container, stream)
+        start, picture = next(_show_times(container, stream, pictures, fps), (0.0, None))
         if picture is None:
             raise errors.BadValueError(
                 f"{path!r} has a video stream, but none of its pictures can be decoded: the file "
@@ -106,7 +83,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
             duration = float(stream.duration * stream.time_base)
         elif container.duration:
             duration = container.duration / av.time_base
-    rate, channels, silent_because = _probe_sound(path)
+    rate, channels, silent_because = probe_sound(path)
     return VideoInfo(
         path=path,
         width=width,
@@ -134,28 +111,10 @@ def read_frames(info: VideoInfo) -> Iterator[Frame]:
     with open_film(info.path) as container:
         stream = video_stream(info.path, container)
         stream.thread_type = "AUTO"
-        pictures = decode(container, stream, report=True)
-        for time, picture in _clock(stream, pictures, info.fps):
+        pictures = decode_film(info.path, container, stream, report=True)
+        for time, picture in _show_times(container, stream, pictures, info.fps):
             duration = float((picture.duration or 0) * (picture.time_base or 0))
             yield Frame(time - info.start, duration or 1 / info.fps, picture, info)
-
-
-def read_sound(info: VideoInfo) -> Iterator[Float[np.ndarray, "s"]]:
-    """Yields the sound from time 0 on, block by block: 16 kHz mono in [-1, 1].
-
-    Two channels are averaged, more are mixed down to stereo first (as for AVSBench, whose sound
-    went through ffmpeg's stereo downmix and VGGish's mean). Gaps in the track become zeros.
-    """
-    rate, resampler = 0, None
-    for block_rate, block in _fill_gaps(_decode_sound(info), info.start):
-        if block_rate != rate:
-            if resampler is not None:
-                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            rate = block_rate
-            resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-        yield np.clip(resampler.resample_chunk(block), -1, 1)
-    if resampler is not None:
-        yield np.clip(resampler.resample_chunk(np.zeros(0, np.float32), last=True), -1, 1)
 
 
 def read_clips(
@@ -262,70 +221,23 @@ class _Sound:
         return window
 
 
-def open_film(path: str):
-    """Opens a film for reading; what goes wrong is said in one line."""
-    if not os.path.exists(path):
-        raise errors.NotFoundError(f"no video {path!r}: there is no such file.")
-    try:
-        return av.open(path, metadata_errors="replace")
-    except OSError as error:
-        raise errors.BadValueError(f"cannot open video {path!r}: {error.strerror}.") from error
-    except av.FFmpegError as error:
-        raise errors.BadValueError(
-            f"cannot read {path!r} as a video: {error.strerror}. It is not a video, or is damaged "
-            "or incomplete."
-        ) from error
-
-
-def video_stream(path: str, container):
-    """The film's main picture stream; a cover image of a sound file is none."""
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:
-        holds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise errors.BadValueError(f"{path!r} has no video stream (it holds: {holds}).")
-    if stream.codec_context is None:
-        raise errors.BadValueError(f"{path!r}: no decoder for its video codec; encode it as H.264.")
-    return stream
-
-
-def decode(container, stream, report: bool = False) -> Iterator:
-    """Decodes a stream, going on after damaged packets as players do; `report` logs how many."""
-    damaged = 0
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-            frames = packet.decode() if packet else stream.codec_context.decode(None)
-        except av.EOFError:  # flushed before
-            break
-        except av.FFmpegError:
-            damaged += 1
-            continue  # a generator that raised is exhausted: next() then gives None
-        yield from frames
-        if packet is None:
-            break
-    if damaged and report:
-        _log.warning("%s: %d damaged packets skipped.", container.name, damaged)
-
-
-def _clock(stream, pictures: Iterable[av.VideoFrame], fps: float) -> Iterator[tuple]:
-    """Yields (time, picture) with times that strictly increase, whatever the file's stamps do."""
+def _show_times(
+    container, stream, pictures: Iterable[av.VideoFrame], fps: float
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Yields (time, picture) with times that strictly increase, whatever the stamps do."""
     # AVI has no display times, and the guess made for them goes back and forth; its decoding times
     # are those of display, late by the decoder's delay.
-    is_avi = stream.container.format.name == "avi"
-    last, shift = None, 0.0
+    is_avi = container.format.name == "avi"
+    last, delay = None, 0.0
     for picture in pictures:
         stamp = picture.dts if is_avi else picture.pts
         if stamp is None:
             time = 0.0 if last is None else last + 1 / fps
         else:
-            time = float(stamp * picture.time_base) + shift
+            time = float(stamp * picture.time_base) - delay
             if is_avi and last is None:
-                shift = float((stream.start_time or 0) * stream.time_base) - time
-                time += shift
-            if last is not None and time < last - 1:  # a recording whose clock was set back
-                shift += last + 1 / fps - time
-                time = last + 1 / fps
+                delay = time - float((stream.start_time or 0) * stream.time_base)
+                time -= delay
         if last is None or time > last:
             last = time
             yield time, picture
@@ -348,72 +260,3 @@ def _upright(array: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
     if not a:
         array = array.transpose(1, 0, 2)
     return array[:: b + d, :: a + c]
-
-
-def _probe_sound(path: str) -> tuple[int, int, str]:
-    """(sample rate, channels, what is missing) of the sound track."""
-    with open_film(path) as container:
-        stream = container.streams.best("audio")
-        if stream is None:
-            return 0, 0, "no audio track"
-        if stream.codec_context is None:
-            return 0, 0, "an audio track for which there is no decoder"
-        for frame in decode(container, stream):
-            if frame.samples:
-                return frame.sample_rate, frame.layout.nb_channels, ""
-        return 0, 0, "an audio track of zero length"
-
-
-def _decode_sound(info: VideoInfo) -> Iterator[tuple[float | None, int, np.ndarray]]:
-    """Yields (time stamp, sample rate, mono samples f32 in [-1, 1]) as they come."""
-    if not info.has_audio:
-        return
-    downmix = {}
-    with open_film(info.path) as container:
-        for frame in decode(container, container.streams.best("audio"), report=True):
-            time = None if frame.pts is None else float(frame.pts * frame.time_base)
-            parts = [frame]
-            if frame.layout.nb_channels > 2:
-                kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if kind not in downmix:
-                    downmix[kind] = av.AudioResampler("s16p", "stereo", frame.sample_rate)
-                parts = downmix[kind].resample(frame)
-            for part in parts:
-                yield time, part.sample_rate, _average_channels(part)
-                time = None
-
-
-def _average_channels(frame: av.AudioFrame) -> Float[np.ndarray, "s"]:
-    samples = frame.to_ndarray()  # [c s], or interleaved [1 s*c]
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype == np.uint8:  # the one unsigned format
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    return samples.mean(axis=0, dtype=np.float32)
-
-
-def _fill_gaps(blocks: Iterable[tuple], start: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (rate, samples) without gaps from time `start` of the file's clock on."""
-    position, shift = 0.0, -start
-    for stamp, rate, samples in blocks:
-        time = position if stamp is None else stamp + shift
-        if position and time < position - 1:  # a recording whose clock was set back
-            shift += position - time
-            time = position
-        gap = time - position
-        if gap > (_GAP if position else 0):
-            for zeros in _zeros(round(gap * rate), rate):
-                yield rate, zeros
-            position += round(gap * rate) / rate
-        elif gap < (-_GAP if position else 0):
-            samples = samples[round(-gap * rate) :]
-        if len(samples):
-            yield rate, samples
-            position += len(samples) / rate
-
-
-def _zeros(count: int, block: int) -> Iterator[np.ndarray]:
-    for begin in range(0, count, block):
-        yield np.zeros(min(block, count - begin), np.float32)

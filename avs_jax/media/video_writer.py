@@ -7,6 +7,7 @@ with OverlayWriter("overlay.mp4", info) as writer:
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,10 +16,21 @@ import av
 import numpy as np
 
 from avs_jax import errors
-from avs_jax.media.video import Frame, VideoInfo, decode, open_film, video_stream
+from avs_jax.media.film import (
+    VideoInfo,
+    local_file,
+    open_film,
+    read_stream,
+    sound_stream,
+    video_stream,
+)
+from avs_jax.media.sound import decode_sound, fill_gaps, resample
+from avs_jax.media.video import Frame
 from avs_jax.types import UInt8
 
 _TICKS = 90_000  # of the new film's clock per second, as MPEG: 24, 25, 30, 60/1.001 fps are exact
+_BLOCK = 4096  # samples that are given to the encoder at a time
+_VARIABLE_RATE = 0x400  # AVFMT_VARIABLE_FPS: a container whose pictures have times of their own
 _MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}  # copied; what players play
 
 
@@ -76,7 +88,7 @@ class OverlayWriter:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace=self._matrix)
             picture.time_base = Fraction(1, _TICKS)
-            picture.pts = round(time * _TICKS)
+            picture.pts = self._last = max(round(time * _TICKS), self._last + 1)
             picture.duration = round(frame.duration * _TICKS)
             self._output.mux(self._video.encode(picture))
         except OSError as error:
@@ -102,21 +114,24 @@ class OverlayWriter:
         source = self._stack.enter_context(open_film(self._info.path))
         movie = os.path.splitext(self.path)[1].lower() in (".mp4", ".m4v", ".mov")
         options = {"movflags": "+faststart"} if movie else {}  # plays while it loads
-        self._output = av.open(self._partial, "w", container_options=options)
+        self._output = av.open(local_file(self._partial), "w", container_options=options)
         self._add_video(video_stream(self._info.path, source))
         self._packets: Iterator[av.Packet] = iter(())
         self._lead = 0.0  # of the first picture behind the beginning of the new film
+        self._last = -1  # ticks, of the last picture
         if self._info.has_audio:
-            track = source.streams.best("audio")
-            start = float((track.start_time or 0) * track.time_base)
-            self._lead = max(0.0, self._info.start - start)
-            shift = self._lead - self._info.start
+            track = sound_stream(source)
+            packets = read_stream(self._info.path, source, track)
+            first = next(packets, None)
+            packets = itertools.chain([first] if first else [], packets)
+            self._lead = max(0.0, self._info.start - _begin(track, first, self._info.start))
+            zero = self._info.start - self._lead  # of the new film, on the old one's clock
             if copy_sound and (not movie or track.codec_context.codec.canonical_name in _MP4_SOUND):
                 copy = self._output.add_stream_from_template(track)
-                self._packets, self.sound = _copy_packets(source, track, copy, shift), "copied"
+                self._packets, self.sound = _copy_packets(packets, copy, zero), "copied"
             else:
-                encoder = self._add_aac(track.codec_context)
-                self._packets = _encode_packets(source, track, encoder, shift)
+                encoder = self._add_aac()
+                self._packets = _encode_sound(self._info, encoder, zero)
                 self.sound = "re-encoded"
         self._pending = None
         self._output.start_encoding()
@@ -143,11 +158,11 @@ class OverlayWriter:
         turned = (self._info.width, self._info.height) != (old.width, old.height)
         new.sample_aspect_ratio = 1 / ratio if turned else ratio
 
-    def _add_aac(self, old):
+    def _add_aac(self):
         rates = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
-        rate = old.sample_rate if old.sample_rate in rates else 48000
+        rate = self._info.sample_rate if self._info.sample_rate in rates else 48000
         encoder = self._output.add_stream("aac", rate=rate)
-        encoder.codec_context.layout = "mono" if old.layout.nb_channels == 1 else "stereo"
+        encoder.codec_context.layout = "mono" if self._info.channels == 1 else "stereo"
         encoder.codec_context.bit_rate = 96_000 * encoder.codec_context.layout.nb_channels
         return encoder
 
@@ -200,46 +215,63 @@ def check_output(path: str, source: str) -> None:
         ) from error
 
 
-def _copy_packets(source, track, copy, shift: float) -> Iterator[av.Packet]:
-    """The packets of a sound track as they are, their times moved by `shift` seconds."""
-    ticks = round(shift / track.time_base)
-    last = None
-    for packet in _packets(source, track):
-        dts = packet.dts if packet.dts is not None else packet.pts
-        dts = (dts + ticks) if dts is not None else (last + 1 if last is not None else ticks)
-        if last is not None and dts <= last:  # a container takes rising stamps only
-            dts = last + 1
-        last = dts
-        packet.pts = max(dts, packet.pts + ticks) if packet.pts is not None else dts
-        packet.dts = dts
+def _begin(track, first: av.Packet | None, otherwise: float) -> float:
+    """When a sound track is heard first, on the film's clock."""
+    if first is None:
+        return otherwise
+    begin = float(first.pts * first.time_base)
+    # The header leaves out the samples that some codecs put in front; but it does not know of
+    # clocks that jump.
+    header = begin if track.start_time is None else float(track.start_time * track.time_base)
+    return header if abs(header - begin) < 1 else begin
+
+
+def _copy_packets(packets: Iterator[av.Packet], copy, zero: float) -> Iterator[av.Packet]:
+    """Packets of sound for the stream `copy`, as they are but for their stamps.
+
+    Time `zero` of the film's clock becomes 0. Stamps are put on the new container's time base
+    before they are compared: it takes rising ones only, and ticks that differ on a finer base may
+    be one here. A packet that repeats what was written, where recordings overlap, is left out.
+    """
+    last, until = None, None
+    for packet in packets:
+        tick = copy.time_base  # not known before the header is written
+        begin = packet.pts * packet.time_base - Fraction(zero)
+        length = packet.duration * packet.time_base
+        if until is not None and length and begin + length / 2 < until:
+            continue
+        pts = round(begin / tick)
+        pts = pts if last is None else max(pts, last + 1)
+        last, until = pts, begin + length
+        packet.time_base = tick
+        packet.pts = packet.dts = pts
+        packet.duration = round(length / tick)
         packet.stream = copy
         yield packet
 
 
-def _packets(source, track) -> Iterator[av.Packet]:
-    packets = source.demux(track)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError:
-            return  # the file ends in the middle of a packet
-        if packet is None:
-            return
-        if packet.size:
-            yield packet
-
-
-def _encode_packets(source, track, encoder, shift: float) -> Iterator[av.Packet]:
-    """The sound track decoded and encoded anew, its times moved by `shift` seconds."""
+def _encode_sound(info: VideoInfo, encoder, zero: float) -> Iterator[av.Packet]:
+    """The film's sound from time `zero` of its clock on, encoded anew, with silence in gaps."""
     context = encoder.codec_context
-    resampler = av.AudioResampler(context.format.name, context.layout.name, context.sample_rate)
-    begin, count = None, 0
-    for frame in decode(source, track):
-        if begin is None:
-            stamp = float((frame.pts or 0) * frame.time_base) + shift
-            begin = round(stamp * context.sample_rate)
-        for part in resampler.resample(frame):
-            part.pts, part.time_base = begin + count, Fraction(1, context.sample_rate)
-            count += part.samples
-            yield from encoder.encode(part)
+    rate, count = context.sample_rate, 0
+    blocks = ((block.time, block.rate, block.samples) for block in decode_sound(info))
+    blocks = fill_gaps(blocks, zero)
+    channels = context.layout.nb_channels
+    blocks = ((old_rate, _with_channels(samples, channels)) for old_rate, samples in blocks)
+    for samples in resample(blocks, rate):
+        for part in np.split(samples, range(_BLOCK, samples.shape[1], _BLOCK), axis=1):
+            if not part.size:
+                continue
+            part = np.ascontiguousarray(np.clip(part, -1, 1))
+            frame = av.AudioFrame.from_ndarray(part, "fltp", context.layout.name)
+            frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+            frame.pts = count
+            count += part.shape[1]
+            yield from encoder.encode(frame)
     yield from encoder.encode(None)
+
+
+def _with_channels(samples: np.ndarray, channels: int) -> np.ndarray:
+    if len(samples) == channels:
+        return samples
+    return samples.mean(0, keepdims=True) if channels == 1 else np.repeat(samples, channels, 0)

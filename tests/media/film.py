@@ -76,6 +76,7 @@ def write_film(
             audio = output.add_stream(sound_codec, rate=rate)
             audio.codec_context.layout = layout
         output.start_encoding()
+        packets = []
         if video:
             count = len(stamps) if stamps else round(seconds * float(fps))
             for index in range(count):
@@ -83,26 +84,28 @@ def write_film(
                 frame = frame.reformat(format=video.pix_fmt, dst_colorspace=colorspace or 5)
                 frame.time_base = video.codec_context.time_base
                 frame.pts = round(stamps[index] * 1000) if stamps else index
-                output.mux(video.encode(frame))
-            output.mux(video.encode(None))
+                packets += video.encode(frame)
+            packets += video.encode(None)
         if audio:
             length = seconds if sound_seconds is None else sound_seconds
-            _write_sound(output, audio, sound, round(length * rate), round(sound_start * rate))
+            packets += encode_sound(audio, sound, round(length * rate), round(sound_start * rate))
+        packets.sort(key=lambda packet: packet.dts * packet.time_base)  # as recorders interleave
+        output.mux(packets)
     return path
 
 
-def _write_sound(output, stream, sound, count: int, begin: int) -> None:
+def encode_sound(stream, sound, count: int, begin: int) -> list:
     context = stream.codec_context
     rate, channels = context.sample_rate, context.layout.nb_channels
     samples = sound((begin + np.arange(count)) / rate).astype(np.float32)
     samples = np.broadcast_to(samples, (channels, count))
     resampler = av.AudioResampler(context.format.name, context.layout.name, rate)
+    packets = []
     for at in range(0, count, 1024):
         block = np.ascontiguousarray(samples[:, at : at + 1024])
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=context.layout.name)
         frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
         frame.pts = begin + at
         for part in resampler.resample(frame):
-            output.mux(stream.encode(part))
-    if count:
-        output.mux(stream.encode(None))
+            packets += stream.encode(part)
+    return packets + (stream.encode(None) if count else [])

@@ -133,7 +133,7 @@ def test_cover_picture_of_a_sound_file_is_no_video_stream(tmp_path):
         picture = av.VideoFrame.from_ndarray(film.grey(1, (16, 16)), format="rgb24")
         output.mux(cover.encode(picture))
         output.mux(cover.encode(None))
-        film._write_sound(output, stream, film.tone, 44_100, 0)
+        output.mux(film.encode_sound(stream, film.tone, 44_100, 0))
     with pytest.raises(errors.BadValueError, match="no video stream"):
         video.probe(path)
 
@@ -229,7 +229,11 @@ def test_clock_that_is_set_back_goes_on(tmp_path):
     info = video.probe(both)
     frames = list(video.read_frames(info))
     assert len(frames) == 20
-    np.testing.assert_allclose(np.diff([frame.time for frame in frames]), 0.2, atol=0.01)
+    steps = np.diff([frame.time for frame in frames])
+    np.testing.assert_allclose(np.delete(steps, 9), 0.2, atol=1e-3)
+    # The second one begins when picture and sound of the first are over: AAC's last packet lasts
+    # for 27 ms more than the pictures.
+    assert steps[9] == pytest.approx(0.2267, abs=1e-3)
     assert {frame.rgb().shape for frame in frames} == {(32, 48, 3)}
     assert len(read_sound(both)) == pytest.approx(4 * audio.SAMPLE_RATE, rel=0.05)
 

@@ -10,7 +10,7 @@ import pytest
 from avs_jax import errors
 from avs_jax.media import video
 from avs_jax.media.video_writer import OverlayWriter
-from tests.media import film
+from tests.media import film, timed
 
 
 def rewrite(source, target, change=lambda rgb: rgb):
@@ -133,6 +133,49 @@ def test_sound_longer_than_the_pictures_stays(tmp_path):
     path = film.write_film(tmp_path / "a.mp4", seconds=1, sound_seconds=14)
     rewrite(path, tmp_path / "out.mp4")
     assert packets(path) == packets(tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize("sound_codec", ["pcm_s16le", "mp2"])
+@pytest.mark.parametrize("lost", [0.05, 1.5])
+def test_silence_fills_gaps_of_sound_that_is_encoded(tmp_path, sound_codec, lost):
+    path = timed.write(tmp_path / "a.mkv", 6, sound_codec=sound_codec)
+    path = timed.lose_sound(path, tmp_path / "gap.mkv", 2, 2 + lost)
+    assert rewrite(path, tmp_path / "out.mp4").sound == "re-encoded"
+    assert abs(timed.worst(*timed.read_back(tmp_path / "out.mp4"))) < 0.01
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert float(container.streams.audio[0].duration / 48_000) == pytest.approx(6, abs=0.03)
+    middle = sound(tmp_path / "out.mp4")[32_800 : 32_000 + round((lost - 0.05) * 16_000)]
+    assert np.abs(middle).max(initial=0) < 0.01
+
+
+@pytest.mark.parametrize("suffix", ["flv", "ts"])
+def test_recordings_that_were_joined_stay_in_step(tmp_path, suffix):
+    rate = 44_100 if suffix == "flv" else 48_000
+    parts = [tmp_path / f"{begin}.{suffix}" for begin in (0, 4)]
+    for begin, part in zip((0, 4), parts, strict=True):
+        timed.write(part, 4, begin, rate=rate)
+    path = timed.join(tmp_path / f"joined.{suffix}", parts)
+    assert rewrite(path, tmp_path / "out.mp4").sound == "copied"
+    pictures, heard = timed.read_back(tmp_path / "out.mp4")
+    assert np.array_equal(np.rint(10 * pictures[:, 1]), np.arange(80))
+    assert heard[-1, 0] == pytest.approx(8, abs=0.15)
+    assert abs(timed.worst(*timed.read_back(tmp_path / "out.mp4"))) < 0.01
+
+
+@pytest.mark.parametrize("suffix", ["flv", "ts"])
+def test_copied_sound_without_stamps_goes_at_its_own_pace(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    timed.write(path, 4, rate=44_100)
+    if suffix == "flv":  # all of them 0
+        data = timed.shift_flv(path.read_bytes(), lambda _, kind, stamp: stamp * (kind != 8))
+    else:
+        data = timed.shift_ts(
+            path.read_bytes(), lambda _, stream, ticks: None if 0xC0 <= stream < 0xE0 else ticks
+        )
+    path.write_bytes(data)
+    assert rewrite(path, tmp_path / "out.mp4").sound == "copied"
+    assert timed.read_back(tmp_path / "out.mp4")[1][-1, 0] == pytest.approx(4, abs=0.15)
+    assert abs(timed.worst(*timed.read_back(tmp_path / "out.mp4"))) < 0.03
 
 
 def test_pictures_keep_their_times_when_the_rate_varies(tmp_path):
