@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import optax
 
-from avs_jax.layers.losses import weighted_mean
-from avs_jax.types import Array, Bool, Float, Int
+from avs_jax.layers.losses import Term, make_term
+from avs_jax.types import Array, Bool, Float, Int, PyTree
 
 
 class AuxiliaryHeads(nn.Module):
@@ -39,20 +39,24 @@ class AuxiliaryHeads(nn.Module):
 
 
 def auxiliary_losses(
-    outputs: dict[str, Array], label: Int[Array, "b t h w"], frames: Bool[Array, "b t"]
-) -> dict[str, Float[Array, ""]]:
+    outputs: dict[str, PyTree],
+    label: Int[Array, "b t h w"],
+    frames: Bool[Array, "b t"],
+    tag_weight: float = 0.0,
+    semantic_weight: float = 0.0,
+) -> dict[str, Term]:
     """Losses of the heads that `outputs` holds, over the labelled `frames`.
 
     tags: binary cross-entropy against the classes in the label of that second (class 1 is tag 0).
     semantic: cross-entropy over the sounding pixels, the label taken at the middle of each cell.
     """
-    losses = {}
+    terms = {}
     if "tags" in outputs:
         tags = outputs["tags"]
         classes = jnp.arange(1, tags.shape[-1] + 1)
         present = (label[..., None] == classes).any((2, 3)).astype(jnp.float32)  # [b t k]
         per_frame = optax.sigmoid_binary_cross_entropy(tags, present).mean(-1)
-        losses["tags"] = weighted_mean(per_frame, frames)
+        terms["tags"] = make_term(per_frame, frames, tag_weight)
     if "semantic" in outputs:
         logits = outputs["semantic"]
         stride = label.shape[2] // logits.shape[2]
@@ -60,5 +64,5 @@ def auxiliary_losses(
         sounding = (cells > 0) & frames[:, :, None, None]
         target = jnp.maximum(cells - 1, 0)
         per_cell = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        losses["semantic"] = weighted_mean(per_cell, sounding)
-    return losses
+        terms["semantic"] = make_term(per_cell, sounding, semantic_weight)
+    return terms

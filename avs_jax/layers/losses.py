@@ -1,13 +1,20 @@
 """Losses as pure functions: logits and targets in, one float32 number per frame out.
 
 Every loss of a frame is computed in float32, whatever the logits' dtype, and returned per frame, so
-that "only the labelled frames count" is a weighted mean outside (`weighted_mean`) and never a
+that "only the labelled frames count" is a matter of weights outside (`make_term`) and never a
 special case in here. Axis letters as in the package docstring; `*b` is any number of leading axes
 (clip and second).
+
+What a model's loss returns is {name: Term}: sums and what to divide them by, not means. A batch
+that is worked through in parts is divided once, by the whole batch's counts; means of the parts
+would give a part with one labelled frame as much say as one with eight.
 
 Targets of binary losses are 0 or 1 as float32. The matcher that assigns queries to targets (CATR)
 is here too: it runs inside jit, with no trip to the host.
 """
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +24,52 @@ from avs_jax.errors import BadValueError
 from avs_jax.types import Array, Bool, Float, Int
 
 _PIXELS = (-2, -1)
+
+
+class Term(NamedTuple):
+    """One term of a loss, over a batch or a part of one; its value is sum / count.
+
+    sum: f32[]. count: f32[], of the batch's labels and masks alone, never of the model's outputs.
+    weight: in the total; 0 is only logged.
+    """
+
+    sum: Float[Array, ""]
+    count: Float[Array, ""]
+    weight: float
+
+
+def make_term(
+    values: Float[Array, "..."],
+    weights: Float[Array, "..."] | Bool[Array, "..."] | Int[Array, "..."],
+    weight: float = 1.0,
+) -> Term:
+    """Sum of weights * values, the sum of weights as count. `weights` are of the labels alone.
+
+    Values without weight take no part, not even as NaN (a padded frame may hold anything).
+    """
+    summed, count = _weighted_sum(values, weights, None)
+    return Term(summed, count, weight)
+
+
+def means(
+    terms: Mapping[str, Term], counts: Mapping[str, Float[Array, ""]] | None = None
+) -> dict[str, Float[Array, ""]]:
+    """{name: sum / count}, 0 where nothing counts.
+
+    counts: those of the whole batch where `terms` are of a part of it; such means add up over the
+      parts.
+    """
+    counts = {name: term.count for name, term in terms.items()} if counts is None else counts
+    return {name: _divide(term.sum, counts[name]) for name, term in terms.items()}
+
+
+def total(
+    terms: Mapping[str, Term], counts: Mapping[str, Float[Array, ""]] | None = None
+) -> Float[Array, ""]:
+    """What is trained on: the sum of weight * sum / count. `counts` as in `means`."""
+    # Without weight a term must not reach the gradient, not even as 0 * NaN.
+    values = means({name: term for name, term in terms.items() if term.weight}, counts)
+    return sum((terms[name].weight * value for name, value in values.items()), jnp.float32(0))
 
 
 def bce_with_logits(
@@ -102,6 +155,23 @@ def cross_entropy(
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label).mean(_PIXELS)
 
 
+def balanced_cross_entropy(
+    logits: Float[Array, "*b h w k"], label: Int[Array, "*b h w"]
+) -> Float[Array, "*b"]:
+    """Softmax cross-entropy, mean over the pixels of each class that a frame's label holds, then
+    over those classes: a class counts as much in ten pixels as in ten thousand.
+
+    Ours, of no paper: in AVSS background takes most pixels. By frame, so that it depends on no
+    statistics of the data set and not on the rest of the batch.
+    """
+    (logits,) = _float32(logits)
+    entropy = optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+    y = jax.nn.one_hot(label, logits.shape[-1])
+    area = y.sum((-3, -2))  # [*b k]
+    of_class = (entropy[..., None] * y).sum((-3, -2)) / jnp.maximum(area, 1.0)
+    return weighted_mean(of_class, area > 0, axis=-1)
+
+
 def dice_present(
     logits: Float[Array, "*b h w k"], label: Int[Array, "*b h w"], smooth: float = 1.0
 ) -> Float[Array, "*b"]:
@@ -124,10 +194,17 @@ def weighted_mean(
 
     Values without weight take no part, not even as NaN (a padded frame may hold anything).
     """
+    return _divide(*_weighted_sum(values, weights, axis))
+
+
+def _weighted_sum(values, weights, axis):
+    """Of weights * values, and of weights."""
     weights = jnp.broadcast_to(weights, values.shape).astype(jnp.float32)
-    total = weights.sum(axis)
-    summed = (jnp.where(weights > 0, values, 0.0) * weights).sum(axis)
-    return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
+    return (jnp.where(weights > 0, values, 0.0) * weights).sum(axis), weights.sum(axis)
+
+
+def _divide(summed, count):
+    return jnp.where(count > 0, summed / jnp.where(count > 0, count, 1.0), 0.0)
 
 
 def match(cost: Float[Array, "*b targets queries"]) -> Int[Array, "*b targets"]:

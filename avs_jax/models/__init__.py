@@ -82,5 +82,5 @@ def get_model(
 
 
 def get_loss(name: str) -> Callable:
-    """`loss(outputs, batch, **weights) -> (scalar, {name: scalar})`, as in the paper of `name`."""
+    """`loss(outputs, batch, **weights) -> {name: Term}`, as in the paper of `name`."""
     return _find(name)[0].loss

@@ -293,28 +293,33 @@ def loss(
     batch: dict[str, Array],
     *,
     bce_weight: float = 1.0,
+    ce_weight: float = 1.0,
     dice_weight: float = 1.0,
+    balanced_ce_weight: float = 0.0,
     tag_weight: float = 0.0,
     semantic_weight: float = 0.0,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> dict[str, losses.Term]:
     """Cross-entropy + Dice on the labelled frames (weights ours), and the auxiliary heads' losses.
 
-    One class: binary cross-entropy and Dice of "something sounds here". More: softmax cross-entropy
-    and Dice over the classes present in a frame. Means over frames.
+    One class: binary cross-entropy and Dice of "something sounds here" (`bce_weight`). More:
+    softmax cross-entropy (`ce_weight`) and Dice over the classes present in a frame, and on request
+    the cross-entropy that is balanced over these classes (`balanced_ce_weight`, ours). Over frames.
     """
     logits, label = outputs["logits"], batch["label"]
     frames = batch["label_mask"] & batch["frame_mask"]
     if logits.shape[-1] == 1:
         sounding = (label > 0).astype(jnp.float32)
-        entropy = losses.bce_with_logits(logits[..., 0], sounding)
-        overlap = losses.dice(logits[..., 0], sounding)
+        values = {
+            "bce": (losses.bce_with_logits(logits[..., 0], sounding), bce_weight),
+            "dice": (losses.dice(logits[..., 0], sounding), dice_weight),
+        }
     else:
-        entropy = losses.cross_entropy(logits, label)
-        overlap = losses.dice_present(logits, label)
-    parts = {
-        "bce" if logits.shape[-1] == 1 else "ce": losses.weighted_mean(entropy, frames),
-        "dice": losses.weighted_mean(overlap, frames),
-    } | auxiliary_losses(outputs, label, frames)
-    weights = {"bce": bce_weight, "ce": bce_weight, "dice": dice_weight}
-    weights |= {"tags": tag_weight, "semantic": semantic_weight}
-    return sum(weights[name] * value for name, value in parts.items()), parts
+        values = {
+            "ce": (losses.cross_entropy(logits, label), ce_weight),
+            "dice": (losses.dice_present(logits, label), dice_weight),
+        }
+        if balanced_ce_weight:
+            balanced = losses.balanced_cross_entropy(logits, label)
+            values["balanced_ce"] = (balanced, balanced_ce_weight)
+    terms = {name: losses.make_term(x, frames, weight) for name, (x, weight) in values.items()}
+    return terms | auxiliary_losses(outputs, label, frames, tag_weight, semantic_weight)

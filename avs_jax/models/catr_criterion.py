@@ -164,13 +164,16 @@ def layer_losses(
     class_cost: float,
     dice_cost: float,
     double_sigmoid_bce: bool,
-) -> dict[str, Array]:
-    """The unweighted terms of one decoder layer, and "matched" i32[b m].
+) -> tuple[dict[str, losses.Term], Int[Array, "b m"]]:
+    """The terms of one decoder layer (of weight 1), and the query that each target got.
 
     is_referred: cross-entropy of all queries, sum over queries, mean over frames; those without a
       target weigh `no_object`.
     dice, focal, bce: of the matched masks, resized to the label; mean over targets and frames. In
       frames where the target is not visible the mask is to be empty.
+
+    What a mean divides by are frames, and targets in frames: of the labels alone, whatever queries
+    get the targets. The matching, too, looks at one clip at a time.
     """
     matched = match_queries(masks, classes, targets, frames, class_cost, dice_cost)
     exists = targets["exists"]
@@ -181,7 +184,7 @@ def layer_losses(
     wanted = num_logits - 1 + jnp.einsum("btm,bmq->btq", difference, assigned.astype(jnp.int32))
     entropy = optax.softmax_cross_entropy_with_integer_labels(classes, wanted)
     weight = jnp.where(assigned.any(1), 1.0, no_object)[:, None]  # [b 1 q]
-    terms = {"is_referred": losses.weighted_mean((entropy * weight).sum(-1), frames)}
+    terms = {"is_referred": losses.make_term((entropy * weight).sum(-1), frames)}
 
     chosen = jnp.take_along_axis(masks, matched[:, None, :, None, None], axis=2)
     truth = targets["masks"]
@@ -190,11 +193,11 @@ def layer_losses(
     # Published: the sigmoid of the sigmoid, which stays between 0.5 and 0.73.
     probability = jax.nn.sigmoid(logits) if double_sigmoid_bce else logits
     terms |= {
-        "dice": losses.weighted_mean(losses.dice(logits, truth), counted),
-        "focal": losses.weighted_mean(losses.focal(logits, truth), counted),
-        "bce": losses.weighted_mean(losses.bce_with_logits(probability, truth), counted),
+        "dice": losses.make_term(losses.dice(logits, truth), counted),
+        "focal": losses.make_term(losses.focal(logits, truth), counted),
+        "bce": losses.make_term(losses.bce_with_logits(probability, truth), counted),
     }
-    return terms | {"matched": matched}
+    return terms, matched
 
 
 def loss(
@@ -213,8 +216,10 @@ def loss(
     double_sigmoid_bce: bool = True,
     labelled_frames: int | None = None,
     max_targets: int = 8,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The set criterion, summed over the decoder's layers, and the auxiliary heads' losses.
+) -> dict[str, losses.Term]:
+    """The set criterion of all the decoder's layers, and the auxiliary heads' losses.
+
+    Classes are balanced as it is (AVSS): each is a target of its own, whatever its size.
 
     Args:
       no_object: weight of queries without a target (MTTR: 0.1).
@@ -225,10 +230,11 @@ def loss(
       max_targets: the most classes of a clip that are trained at a time (AVSS).
 
     Returns:
-      Weighted sum; unweighted terms, of the last decoder layer, by name.
+      The last layer's "is_referred", "dice", "focal" and "bce", the earlier ones' with the number
+      of the layer ("dice_0"); "tags", "semantic".
     """
     label, frames = batch["label"], batch["label_mask"] & batch["frame_mask"]
-    parts = auxiliary_losses(outputs, label, frames)
+    terms = auxiliary_losses(outputs, label, frames, tag_weight, semantic_weight)
     used = slice(labelled_frames)
     label, frames = label[:, used], frames[:, used]
     masks, classes = (outputs[name][:, :, used] for name in ("pred_masks", "pred_is_referred"))
@@ -242,13 +248,16 @@ def loss(
         dice_cost=dice_cost,
         double_sigmoid_bce=double_sigmoid_bce,
     )
-    layers = [criterion(masks[i], classes[i]) for i in range(masks.shape[0])]
     weights = {
         "is_referred": is_referred_weight,
         "dice": dice_weight,
         "focal": focal_weight,
         "bce": bce_weight,
     }
-    total = sum(weights[name] * terms[name] for terms in layers for name in weights)
-    total += sum({"tags": tag_weight, "semantic": semantic_weight}[n] * v for n, v in parts.items())
-    return total, {name: layers[-1][name] for name in weights} | parts
+    last = masks.shape[0] - 1
+    for i in range(last + 1):
+        layer, _ = criterion(masks[i], classes[i])
+        for name, weight in weights.items():
+            key = name if i == last else f"{name}_{i}"
+            terms[key] = layer[name]._replace(weight=weight)
+    return terms

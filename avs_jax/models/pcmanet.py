@@ -508,19 +508,24 @@ def loss(
     batch: dict[str, Array],
     *,
     stage_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    balanced_ce_weight: float = 0.0,
     tag_weight: float = 0.0,
     semantic_weight: float = 0.0,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> dict[str, losses.Term]:
     """As published: of the four outputs, over the labelled frames (S4: `label_mask` on the first).
 
     One class: binary cross-entropy (logarithm clamped at -100) + soft IoU. More: cross-entropy.
-    Auxiliary heads are ours. -> total, {"output1".."output4": losses, "tags", "semantic": theirs,
-    "kept4".."kept2": share of tokens that the mask of that stage keeps}.
+    Ours: the auxiliary heads, and with classes `balanced_ce_weight` times the cross-entropy that is
+    balanced over the classes of a frame, of each output.
+
+    Returns:
+      "output1".."output4" (and "balanced1".."balanced4"), "tags", "semantic"; "kept4".."kept2":
+      share of tokens that the mask of that stage keeps, only logged.
     """
     label = batch["label"]
     frames = batch["label_mask"] & batch["frame_mask"]
     sounding = (label > 0).astype(jnp.float32)
-    parts, total = {}, 0.0
+    terms = {}
     for stage, (logits, weight) in enumerate(
         zip(outputs["outputs"], stage_weights, strict=True), 1
     ):
@@ -529,11 +534,12 @@ def loss(
             value = losses.bce_clamped(logits, sounding) + losses.soft_iou(logits, sounding)
         else:
             value = losses.cross_entropy(logits, label)
-        parts[f"output{stage}"] = losses.weighted_mean(value, frames)
-        total += weight * parts[f"output{stage}"]
-    heads = {name: outputs[name] for name in ("tags", "semantic") if name in outputs}
-    auxiliary = auxiliary_losses(heads, label, frames)
-    for name, weight in (("tags", tag_weight), ("semantic", semantic_weight)):
-        total += weight * auxiliary.get(name, 0.0)
-    kept = dict(zip(("kept4", "kept3", "kept2"), outputs["kept"], strict=True))
-    return total, parts | auxiliary | kept
+            if balanced_ce_weight:
+                balanced = losses.balanced_cross_entropy(logits, label)
+                balanced = losses.make_term(balanced, frames, weight * balanced_ce_weight)
+                terms[f"balanced{stage}"] = balanced
+        terms[f"output{stage}"] = losses.make_term(value, frames, weight)
+    for stage, mask in zip((4, 3, 2), outputs["masks"], strict=True):
+        share = mask.mean((2, 3), dtype=jnp.float32)
+        terms[f"kept{stage}"] = losses.make_term(share, batch["frame_mask"], 0.0)
+    return terms | auxiliary_losses(outputs, label, frames, tag_weight, semantic_weight)

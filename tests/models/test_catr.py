@@ -7,6 +7,7 @@ import pytest
 from flax import traverse_util
 
 from avs_jax import errors, models
+from avs_jax.layers import losses
 from avs_jax.models.catr import FrameGates, query_attention
 
 MODES = ("reference", "paper")
@@ -91,7 +92,8 @@ def trained(networks):
             )
             weights = {"tag_weight": 1.0, "semantic_weight": 1.0}
             batch = make_batch(b=1, t=2)
-            return models.get_loss("catr")(outputs, batch, **weights)[0], outputs["pred_masks"]
+            terms = models.get_loss("catr")(outputs, batch, **weights)
+            return losses.total(terms), outputs["pred_masks"]
 
         gradient = jax.jit(jax.grad(total, has_aux=True))
         return [gradient(variables["params"], jax.random.key(seed)) for seed in (0, 1)]

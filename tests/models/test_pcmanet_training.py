@@ -109,13 +109,20 @@ def make_batch(label, label_mask=None):
 def fake_outputs(k, b=2, t=3, size=8, seed=0):
     logits = np.random.default_rng(seed).normal(size=(4, b, t, size, size, k)).astype(np.float32)
     outputs = tuple(jnp.asarray(x) for x in logits)
-    return {"outputs": outputs, "logits": outputs[0], "kept": jnp.array([0.5, 0.4, 0.3])}
+    masks = tuple(jnp.zeros((b, t, side, side), bool) for side in (1, 2, 4))
+    return {"outputs": outputs, "logits": outputs[0], "masks": masks}
+
+
+def compute_loss(outputs, batch, **weights):
+    """-> total, {name: mean}."""
+    terms = pcmanet.loss(outputs, batch, **weights)
+    return losses.total(terms), losses.means(terms)
 
 
 def test_binary_loss_is_clamped_entropy_and_soft_iou_summed_over_four_outputs():
     outputs = fake_outputs(1)
     label = np.random.default_rng(1).integers(0, 5, (2, 3, 8, 8)).astype(np.int32)
-    total, parts = pcmanet.loss(outputs, make_batch(label))
+    total, parts = compute_loss(outputs, make_batch(label))
     expected = []
     for logits in outputs["outputs"]:
         p, y = 1 / (1 + np.exp(-np.float64(logits[..., 0]))), label > 0
@@ -130,16 +137,16 @@ def test_only_labelled_frames_count():
     label = np.ones((2, 3, 8, 8), np.int32)
     first = np.arange(3) == np.zeros((2, 1))
     outputs = fake_outputs(1)
-    total, _ = pcmanet.loss(outputs, make_batch(label, first))
+    total, _ = compute_loss(outputs, make_batch(label, first))
     outputs["outputs"] = tuple(x.at[:, 1:].set(50.0) for x in outputs["outputs"])
-    assert pcmanet.loss(outputs, make_batch(label, first))[0] == total
+    assert compute_loss(outputs, make_batch(label, first))[0] == total
 
 
 def test_loss_with_classes_is_cross_entropy_over_labelled_frames():
     outputs = fake_outputs(5)
     label = np.random.default_rng(1).integers(0, 5, (2, 3, 8, 8)).astype(np.int32)
     mask = np.array([[True, False, False], [True, True, True]])
-    total, _ = pcmanet.loss(outputs, make_batch(label, mask))
+    total, _ = compute_loss(outputs, make_batch(label, mask))
     expected = 0.0
     for logits in outputs["outputs"]:
         log_p = jax.nn.log_softmax(logits)
@@ -150,13 +157,17 @@ def test_loss_with_classes_is_cross_entropy_over_labelled_frames():
 
 def test_stage_weights_weigh_the_outputs():
     outputs, batch = fake_outputs(1), make_batch(np.ones((2, 3, 8, 8), np.int32))
-    total, parts = pcmanet.loss(outputs, batch, stage_weights=(0.0, 0.0, 2.0, 0.0))
+    total, parts = compute_loss(outputs, batch, stage_weights=(0.0, 0.0, 2.0, 0.0))
     np.testing.assert_allclose(total, 2 * parts["output3"], rtol=1e-6)
 
 
 def test_shares_of_kept_tokens_are_logged():
-    _, parts = pcmanet.loss(fake_outputs(1), make_batch(np.ones((2, 3, 8, 8), np.int32)))
-    assert [round(float(parts[f"kept{k}"]), 6) for k in (4, 3, 2)] == [0.5, 0.4, 0.3]
+    outputs, batch = fake_outputs(1), make_batch(np.ones((2, 3, 8, 8), np.int32))
+    batch["frame_mask"] = batch["frame_mask"].at[:, 2].set(False)  # they do not count
+    masks = [mask.at[:, 0].set(True).at[:, 2].set(True) for mask in outputs["masks"]]
+    masks[0] = masks[0].at[:, 1].set(True)
+    _, parts = compute_loss(outputs | {"masks": tuple(masks)}, batch)
+    assert [float(parts[f"kept{k}"]) for k in (4, 3, 2)] == [1.0, 0.5, 0.5]
 
 
 def test_auxiliary_heads_speak_in_training(fill_variables):
@@ -165,8 +176,8 @@ def test_auxiliary_heads_speak_in_training(fill_variables):
     outputs, _ = train(model, variables, *inputs)
     assert outputs["tags"].shape == (1, 3, 4) and outputs["semantic"].shape == (1, 3, 8, 8, 4)
     label = np.random.default_rng(1).integers(0, 5, (1, 3, 64, 64)).astype(np.int32)
-    base, parts = pcmanet.loss(outputs, make_batch(label))
-    total, _ = pcmanet.loss(outputs, make_batch(label), tag_weight=2.0, semantic_weight=0.5)
+    base, parts = compute_loss(outputs, make_batch(label))
+    total, _ = compute_loss(outputs, make_batch(label), tag_weight=2.0, semantic_weight=0.5)
     np.testing.assert_allclose(
         total, base + 2.0 * parts["tags"] + 0.5 * parts["semantic"], rtol=1e-5
     )

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 from avs_jax import convert, models
+from avs_jax.layers.losses import means
+from avs_jax.layers.losses import total as total_of
 from avs_jax.models.catr_criterion import answer, layer_losses, make_targets
 from tests.parity import fill
 
@@ -142,9 +144,9 @@ def run(fixture, dtype=np.float32):
                 capture_intermediates=is_compared,
                 mutable="intermediates",
             )
-            total, _ = models.get_loss("catr")(outputs, batch)
+            total = total_of(models.get_loss("catr")(outputs, batch))
             targets = make_targets(batch["label"], batch["label_mask"], 1, 8)
-            terms = [
+            layers = [
                 layer_losses(
                     outputs["pred_masks"][i],
                     outputs["pred_is_referred"][i],
@@ -157,6 +159,7 @@ def run(fixture, dtype=np.float32):
                 )
                 for i in range(3)
             ]
+            terms = [means(terms) | {"matched": matched} for terms, matched in layers]
             return outputs, state["intermediates"], total, terms
 
         outputs, found, total, terms = forward(*inputs(fixture, dtype), make_batch())
@@ -203,7 +206,8 @@ def gradients(dtype=np.float32):
                     "params": {**params, "audio_backbone": sound},
                     "batch_stats": statistics,
                 }
-                return models.get_loss("catr")(model.apply(variables, frames, log_mel), batch)[0]
+                outputs = model.apply(variables, frames, log_mel)
+                return total_of(models.get_loss("catr")(outputs, batch))
 
             return jax.grad(total)(params)
 

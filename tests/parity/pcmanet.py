@@ -13,6 +13,8 @@ from flax import traverse_util
 
 from avs_jax import convert, models
 from avs_jax.backbones.resnet import max_pool
+from avs_jax.layers.losses import means
+from avs_jax.layers.losses import total as total_of
 from avs_jax.models.pcmanet import lay_out, pool_tokens
 from tests.parity import fill
 
@@ -105,8 +107,8 @@ def run(fixture, variables, frames, log_mel, target, *, train=False):
             mutable=["batch_stats", "intermediates"],
             capture_intermediates=False if train else is_stored,
         )
-        value, parts = loss(outputs, batch)
-        return value, (parts, outputs, state)
+        terms = loss(outputs, batch)
+        return total_of(terms), (means(terms), outputs, state)
 
     learnt = dict(variables["params"])
     frozen = learnt.pop("audio_backbone")
