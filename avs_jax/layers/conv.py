@@ -1,5 +1,6 @@
-"""Convolutions whose fastest formulation depends on the platform."""
+"""Convolutions: depthwise ones, as fast as the platform has them, and dilated ones."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -67,3 +68,20 @@ class DepthwiseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x, kernel, bias = (jnp.asarray(value, self.dtype) for value in (x, kernel, bias))
         return depthwise_conv(x, kernel, self.method) + bias
+
+
+class DilatedHead(nn.Module):
+    """Sum of four 3x3 convolutions that look 3, 6, 12 and 18 cells far (DeepLab's, 1606.00915)."""
+
+    dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
+        conv = partial(
+            nn.Conv, self.dim, (3, 3), kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
+        )
+        return sum(
+            conv(padding=far, kernel_dilation=far, name=f"conv{i}")(x)
+            for i, far in enumerate((3, 6, 12, 18))
+        )

@@ -21,8 +21,8 @@ def sine_positions_2d(
     frequencies = temperature**exponent
 
     def encode(length):
-        place = jnp.arange(1, length + 1, dtype=jnp.float32)
-        angles = (place / (length + eps) * 2 * math.pi)[:, None] / frequencies
+        index = jnp.arange(1, length + 1, dtype=jnp.float32)
+        angles = (index / (length + eps) * 2 * math.pi)[:, None] / frequencies
         even = jnp.arange(half) % 2 == 0
         return jnp.where(even, jnp.sin(angles), jnp.cos(angles))  # [length half]
 

@@ -34,7 +34,7 @@ parameters that never reach an output do not exist (74 tensors, see `convert`); 
 frames that do not exist out of every attention. Two that change training from scratch: no dropout
 on attention weights (the code has 0.1 there too), which are never all in memory; linear layers and
 1x1 convolutions outside of the transformer start as Linen's do, not as PyTorch's. AVSS is ours, see
-`catr_criterion`.
+`layers/set_criterion.py`.
 Published for PVTv2-B5 (mIoU, by third parties): S4 81.4, MS3 59.0, AVSS 32.8.
 """
 
@@ -48,123 +48,26 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax import errors
-from avs_jax.layers.attention import MultiHeadAttention
-from avs_jax.layers.auxiliary import AuxiliaryHeads
+from avs_jax.layers import losses
+from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
+from avs_jax.layers.conv import DilatedHead
+from avs_jax.layers.detr import EPSILON, Attention, DecoderLayer, EncoderLayer
 from avs_jax.layers.dropout import Dropout
 from avs_jax.layers.frames import flatten_clips, run_backbone
 from avs_jax.layers.norm import BatchNorm
+from avs_jax.layers.pixel_decoder import PixelDecoder
 from avs_jax.layers.positions import sine_positions_2d
 from avs_jax.layers.regime import Regime
 from avs_jax.layers.remat import rematerialised
-from avs_jax.layers.resize import resize_bilinear
-from avs_jax.models.catr_criterion import answer, loss, query_attention
-from avs_jax.types import Array, Bool, Float, PyTree
-
-__all__ = ["CATR", "answer", "loss", "query_attention"]
+from avs_jax.layers.resize import resize_bilinear, resize_masks
+from avs_jax.layers.set_criterion import make_targets, set_losses
+from avs_jax.types import Array, Bool, Float, Int, PyTree
 
 MODES = ("reference", "paper")
-EPSILON = 1e-5  # PyTorch's default, of every norm but the audio tokens'
-AUDIO_EPSILON = 1e-12  # as published
 xavier = nn.initializers.xavier_uniform()
-# Query, key and value were one matrix [3d d] when Xavier's bound was taken.
-packed_xavier = nn.initializers.variance_scaling(0.5, "fan_in", "uniform")
-_attention = functools.partial(MultiHeadAttention, projection_init=packed_xavier)
-_conv3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1)
-_dense = functools.partial(nn.Dense, kernel_init=xavier)
+_conv3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=xavier)
 # Two passes, see backbones/pvt_v2.py.
-_layer_norm = functools.partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
-
-
-class DilatedHead(nn.Module):
-    """Sum of four 3x3 convolutions that look 3, 6, 12 and 18 cells far."""
-
-    dim: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
-        def conv(i, dilation):
-            return nn.Conv(
-                self.dim,
-                (3, 3),
-                padding=dilation,
-                kernel_dilation=dilation,
-                kernel_init=nn.initializers.normal(0.01),
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )
-
-        return sum(conv(i, dilation)(x) for i, dilation in enumerate((3, 6, 12, 18)))
-
-
-class EncoderLayer(nn.Module):
-    """DETR's post-norm layer: self-attention with positions on query and key, feed-forward."""
-
-    num_heads: int
-    hidden: int
-    dropout: float
-    regime: Regime = Regime()
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "n s d"],
-        positions: Float[Array, "s d"],
-        key_mask: Bool[Array, "n s"] | None = None,
-        train: bool = False,
-    ) -> Float[Array, "n s d"]:
-        dtype, drop = self.dtype, Dropout(self.dropout, regime=self.regime)
-        query = x + positions
-        y = _attention(self.num_heads, dtype=dtype, name="self_attention")(
-            query, query, x, key_mask
-        )
-        x = _layer_norm(dtype=dtype, name="norm1")(x + drop(y, train))
-
-        flat = x.reshape(-1, x.shape[-1])  # two dimensions, see MultiHeadAttention
-        y = drop(_relu(_dense(self.hidden, dtype=dtype, name="linear1")(flat)), train)
-        y = _dense(x.shape[-1], dtype=dtype, name="linear2")(y).reshape(x.shape)
-        return _layer_norm(dtype=dtype, name="norm2")(x + drop(y, train))
-
-
-class DecoderLayer(nn.Module):
-    """DETR's post-norm layer: queries look at each other, then at the memory of their frame."""
-
-    num_heads: int
-    hidden: int
-    dropout: float
-    regime: Regime = Regime()
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "n q d"],
-        queries: Float[Array, "q d"],
-        memory: Float[Array, "n s d"],
-        positions: Float[Array, "s d"],
-        key_mask: Bool[Array, "n s"] | None = None,
-        train: bool = False,
-    ) -> Float[Array, "n q d"]:
-        dtype, drop = self.dtype, Dropout(self.dropout, regime=self.regime)
-        y = _attention(self.num_heads, dtype=dtype, name="self_attention")(
-            x + queries, x + queries, x
-        )
-        x = _layer_norm(dtype=dtype, name="norm1")(x + drop(y, train))
-        y = _attention(self.num_heads, dtype=dtype, name="cross_attention")(
-            x + queries, memory + positions, memory, key_mask
-        )
-        x = _layer_norm(dtype=dtype, name="norm2")(x + drop(y, train))
-
-        flat = x.reshape(-1, x.shape[-1])
-        y = drop(_relu(_dense(self.hidden, dtype=dtype, name="linear1")(flat)), train)
-        y = _dense(x.shape[-1], dtype=dtype, name="linear2")(y).reshape(x.shape)
-        return _layer_norm(dtype=dtype, name="norm3")(x + drop(y, train))
-
-
-def _relu(x):
-    # As a maximum XLA's CPU program keeps its zeros, the size of x, in memory.
-    return jnp.where(x <= 0, 0.0, x)
+_layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class TemporalBlock(nn.Module):
@@ -202,11 +105,11 @@ class TemporalBlock(nn.Module):
         sound = x[:, :, s] if audio.shape[2] == 1 else x[:, 0, s:]  # [b t d]
         pixels = x[:, :, :s].reshape(b, t * s, d)
 
-        to_visual = _attention(self.num_heads, dtype=self.dtype, name="audio_to_visual")
+        to_visual = Attention(self.num_heads, dtype=self.dtype, name="audio_to_visual")
         attended = to_visual(pixels, sound, sound, frame_mask)
         fused = pixels * attended * attended
         if not self.last:
-            to_audio = _attention(self.num_heads, dtype=self.dtype, name="visual_to_audio")
+            to_audio = Attention(self.num_heads, dtype=self.dtype, name="visual_to_audio")
             value = pixels if self.parallel else fused
             key = value + jnp.tile(positions, (t, 1))
             key_mask = None if frame_mask is None else frame_mask.repeat(s, axis=1)
@@ -246,7 +149,7 @@ class FrameGates(nn.Module):
         train: bool = False,
     ) -> Float[Array, "n h w d"]:
         first, second, third = blocks
-        conv = functools.partial(_conv3, kernel_init=xavier, dtype=self.dtype)
+        conv = functools.partial(_conv3, dtype=self.dtype)
 
         def smooth(x, i):
             norm = BatchNorm(self.regime, dtype=self.dtype, name=f"norm{i}")
@@ -269,59 +172,41 @@ class ChannelGates(nn.Module):
     def __call__(self, blocks: list[Float[Array, "n h w d"]]) -> Float[Array, "n h w d"]:
         total = 0.0
         for i, (before, block) in enumerate(itertools.pairwise(blocks), start=1):
-            conv = _conv3(block.shape[-1], kernel_init=xavier, dtype=self.dtype, name=f"gate{i}")
+            conv = _conv3(block.shape[-1], dtype=self.dtype, name=f"gate{i}")
             gate = conv(jnp.concatenate([before, block], axis=-1)).mean((1, 2))
             total += jax.nn.sigmoid(gate)[:, None, None] * block
         return total
 
 
-class PixelDecoder(nn.Module):
-    """Four convolutions; after the first three a map may join in, whose grid is then the grid."""
+def answer(
+    masks: Float[Array, "b t q y x"],
+    classes: Float[Array, "b t q k1"],
+    size: tuple[int, int],
+    empty_if_silent: bool = False,
+) -> tuple[Float[Array, "b t h w k"], Int[Array, "b t"]]:
+    """A layer's predictions -> logits at `size`, and the query that is the least "no object".
 
-    widths: tuple[int, ...]
-    out_dim: int
-    norm_groups: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w d"], laterals: list[Float[Array, "n _ _ _"] | None]
-    ) -> Float[Array, "n _ _ e"]:
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # kaiming, a = 1
-        conv = functools.partial(_conv3, kernel_init=init, dtype=self.dtype)
-        adapters = itertools.count(1)
-        steps = zip(self.widths, [None, *laterals], strict=True)
-        for i, (width, lateral) in enumerate(steps, start=1):
-            if lateral is not None:
-                name = f"adapter{next(adapters)}"
-                side = nn.Conv(x.shape[-1], (1, 1), kernel_init=init, dtype=self.dtype, name=name)
-                x = _resize_nearest(x, lateral.shape[1:3]) + side(lateral)
-            x = conv(width, name=f"conv{i}")(x)
-            norm = nn.GroupNorm(
-                self.norm_groups,
-                epsilon=EPSILON,
-                use_fast_variance=False,
-                dtype=self.dtype,
-                name=f"norm{i}",
-            )
-            x = jax.nn.relu(norm(x))
-        return conv(self.out_dim, name="out")(x)
-
-
-def _resize_nearest(x, size):
-    """Cell i is cell floor(i * old / new), as in PyTorch (jax.image.resize takes the middle)."""
-    rows, columns = (
-        jnp.arange(new) * old // new for new, old in zip(size, x.shape[1:3], strict=True)
-    )
-    return x[:, rows][:, :, columns]
+    One class: logits of that query's mask, bilinear (published); with `empty_if_silent` at most its
+    class logit, so that a frame is empty if "no object" is the likelier (ours). Several: logarithm
+    of the sum over queries of class probability times mask probability.
+    """
+    query = jnp.argmin(jax.nn.softmax(classes)[..., -1], axis=-1).astype(jnp.int32)
+    if classes.shape[-1] > 2:
+        probabilities = jax.nn.softmax(classes)[..., :-1]
+        shares = jax.nn.sigmoid(resize_masks(masks, size))
+        return jnp.log(jnp.einsum("btqk,btqhw->bthwk", probabilities, shares) + 1e-8), query
+    chosen = jnp.take_along_axis(masks, query[..., None, None, None], axis=2)
+    logits = resize_masks(chosen, size)[:, :, 0]
+    if empty_if_silent:
+        sounding = jnp.take_along_axis(classes, query[..., None, None], axis=2)[:, :, 0]
+        sounding = sounding[..., 0] - sounding[..., 1]
+        logits = jnp.minimum(logits, sounding[..., None, None])
+    return logits[..., None], query
 
 
 @flax.struct.dataclass
 class Seen:
-    """What the picture alone gives: visual tokens as maps [n h/8 w/8 d], {stage: map [n . . d]}.
-
-    size = (h, w); maps are of the enlarged frames.
-    """
+    """Of the picture alone: visual tokens as maps, {stage: map} [n . . d]; size = (h, w)."""
 
     maps: PyTree
     stages: PyTree
@@ -361,7 +246,7 @@ class CATR(nn.Module):
         training = {"regime": self.regime, "dtype": dtype}
 
         self.audio_tokens = nn.Dense(self.dim, dtype=dtype)
-        self.audio_norm = _layer_norm(epsilon=AUDIO_EPSILON, dtype=dtype)
+        self.audio_norm = _layer_norm(epsilon=1e-12, dtype=dtype)  # as published
         self.audio_dropout = Dropout(self.dropout, regime=self.regime)
         for i in (2, 3, 4) if reference else (1, 2, 3, 4):
             setattr(self, f"stage{i}", DilatedHead(self.dim, dtype=dtype))
@@ -377,13 +262,12 @@ class CATR(nn.Module):
             setattr(self, f"temporal{i}", block)
         self.gates = FrameGates(**training) if reference else ChannelGates(dtype=dtype)
 
-        self.queries = self.param(
-            "queries", nn.initializers.normal(1.0), (self.num_queries, self.dim)
-        )
+        start = nn.initializers.normal(1.0)
+        self.queries = self.param("queries", start, (self.num_queries, self.dim))
         decoder = rematerialised(DecoderLayer, self.remat, static_argnums=(6,))
         for i in range(self.decoder_layers):
             setattr(self, f"decoder{i}", decoder(*layer, **training))
-        self.decoder_norm = _layer_norm(dtype=dtype)
+        self.decoder_norm = _layer_norm(epsilon=EPSILON, dtype=dtype)
         self.pixel_decoder = PixelDecoder(
             self.pixel_widths, self.mask_dim, self.norm_groups, dtype=dtype
         )
@@ -423,11 +307,12 @@ class CATR(nn.Module):
     ) -> Seen:
         """What the picture alone gives, whatever the sound: tokens and maps before any fusion."""
         b, t, height, width, _ = frames.shape
-        scale = self.input_scale
-        enlarged = resize_bilinear(flatten_clips(frames), (height * scale, width * scale))
+        size = (height * self.input_scale, width * self.input_scale)
+        enlarged = resize_bilinear(flatten_clips(frames), size)
         counted = frame_mask if self.mask_padded_frames else None
-        enlarged = enlarged.reshape(b, t, *enlarged.shape[1:])
-        pyramid = run_backbone(self.backbone, enlarged, counted, train)
+        pyramid = run_backbone(
+            self.backbone, enlarged.reshape(b, t, *enlarged.shape[1:]), counted, train
+        )
         stages = {
             i: getattr(self, f"stage{i}")(x)
             for i, x in enumerate(pyramid, start=1)
@@ -453,9 +338,9 @@ class CATR(nn.Module):
         positions = sine_positions_2d(rows, columns, self.dim).reshape(-1, self.dim)
         positions = positions.astype(self.dtype)
         visual = seen.maps.reshape(b, t, rows * columns, self.dim)
-        fuse = self._fuse_reference if self.mode == "reference" else self._fuse_paper
-        gated, content, memory = fuse(visual, audio, positions, frame_mask, (rows, columns), train)
-
+        gated, content, memory = self._fuse(
+            visual, audio, positions, frame_mask, (rows, columns), train
+        )
         if self.mode == "reference":
             start, laterals = gated, [None, seen.stages[4], seen.stages[3]]
         else:
@@ -464,12 +349,8 @@ class CATR(nn.Module):
         masks, classes = self._predict(self._decode(content, memory, train), features)
         masks, classes = (x.reshape(x.shape[0], b, t, *x.shape[2:]) for x in (masks, classes))
         logits, query = answer(masks[-1], classes[-1], seen.size, self.empty_if_silent)
-        outputs = {
-            "logits": logits,
-            "query": query,
-            "pred_masks": masks,
-            "pred_is_referred": classes,
-        }
+        outputs = {"logits": logits, "query": query}
+        outputs |= {"pred_masks": masks, "pred_is_referred": classes}
         if train or self.is_initializing():
             outputs |= self.auxiliary(sound, seen.maps, b)
         return outputs
@@ -478,43 +359,34 @@ class CATR(nn.Module):
         if self.mode not in MODES:
             raise errors.unknown_name("mode of catr", self.mode, MODES)
         if self.mode == "reference" and self.encoder_layers != 3:
-            raise errors.BadValueError(
-                f"encoder_layers={self.encoder_layers}: the published gates read exactly 3 blocks; "
-                "use encoder_layers=3, or mode='paper'."
-            )
-        if self.encoder_layers < 2:
-            raise errors.BadValueError(
-                f"encoder_layers={self.encoder_layers}: a gate reads two blocks; use 2 or more."
-            )
+            why = "the published gates read exactly 3 blocks; use encoder_layers=3, or mode='paper'"
+        elif self.encoder_layers < 2:
+            why = "a gate reads two blocks; use 2 or more"
+        else:
+            return
+        raise errors.BadValueError(f"encoder_layers={self.encoder_layers}: {why}.")
 
-    def _fuse_reference(self, visual, audio, positions, frame_mask, grid, train):
+    def _fuse(self, visual, audio, positions, frame_mask, grid, train):
         """-> gated maps; the queries' content; tokens, positions, mask of the decoder's memory."""
-        b, t, _ = audio.shape
-        copies = jnp.broadcast_to(audio[:, None], (b, t, t, self.dim))
-        tokens, places, key_mask = _frame_tokens(visual, copies, positions, frame_mask)
-        for i in range(self.encoder_layers):
-            tokens = getattr(self, f"spatial{i}")(tokens, places, key_mask, train)
+        (b, t, d), reference = audio.shape, self.mode == "reference"
+        content = jnp.zeros((b * t, d), self.dtype) if reference else audio.reshape(b * t, d)
+        if reference:
+            copies = jnp.broadcast_to(audio[:, None], (b, t, t, d))
+            tokens, *about = _frame_tokens(visual, copies, positions, frame_mask)
+            for i in range(self.encoder_layers):
+                tokens = getattr(self, f"spatial{i}")(tokens, *about, train)
         blocks = []
         for i in range(self.encoder_layers):
-            copies = jnp.broadcast_to(audio[:, None], (b, t, t, self.dim))
+            copies = jnp.broadcast_to(audio[:, None], (b, t, t, d))
+            sound = copies if reference else audio[:, :, None]
             block = getattr(self, f"temporal{i}")
-            visual, audio = block(visual, copies, positions, frame_mask, train)
-            blocks.append(visual.reshape(b * t, *grid, self.dim))
-        exists = None if frame_mask is None else frame_mask.reshape(-1)
-        gated = self.gates(blocks, exists, train)
-        content = jnp.zeros((b * t, self.dim), self.dtype)
-        return gated, content, (tokens, places, key_mask)
-
-    def _fuse_paper(self, visual, audio, positions, frame_mask, grid, train):
-        """As `_fuse_reference`."""
-        b, t, _ = audio.shape
-        content, blocks = audio.reshape(b * t, self.dim), []
-        for i in range(self.encoder_layers):
-            block = getattr(self, f"temporal{i}")
-            visual, audio = block(visual, audio[:, :, None], positions, frame_mask, train)
-            blocks.append(visual.reshape(b * t, *grid, self.dim))
+            visual, audio = block(visual, sound, positions, frame_mask, train)
+            blocks.append(visual.reshape(b * t, *grid, d))
+        if reference:
+            exists = None if frame_mask is None else frame_mask.reshape(-1)
+            return self.gates(blocks, exists, train), content, (tokens, *about)
         gated = self.gates(blocks)
-        return gated, content, (gated.reshape(b * t, -1, self.dim), positions, None)
+        return gated, content, (gated.reshape(b * t, -1, d), positions, None)
 
     def _decode(self, content, memory, train):
         """Content [n d] that every query starts from -> all layers' queries, normed [l n q d]."""
@@ -528,8 +400,101 @@ class CATR(nn.Module):
 
     def _predict(self, decoded, features):
         """Queries, mask features [n y x e] -> mask logits [l n q y x], class logits [l n q k+1]."""
-        kernels = self.kernel1(jax.nn.relu(self.kernel0(decoded)))
-        masks = jnp.einsum(
-            "lnqe,nyxe->lnqyx", kernels, features, preferred_element_type=jnp.float32
-        )
+        kernels, float32 = self.kernel1(jax.nn.relu(self.kernel0(decoded))), jnp.float32
+        masks = jnp.einsum("lnqe,nyxe->lnqyx", kernels, features, preferred_element_type=float32)
         return masks, self.classes(decoded.astype(jnp.float32))
+
+
+def query_attention(
+    model: nn.Module,
+    variables: dict,
+    frames: Float[Array, "b t h w 3"],
+    log_mel: Float[Array, "b t 96 64"],
+    frame_mask: Bool[Array, "b t"] | None = None,
+) -> tuple[Float[Array, "b t y x"], Float[Array, "b t"]]:
+    """Where the query that answers for a frame looks, in the decoder's last layer.
+
+    -> weights over cells (1/8 of the enlarged frame, mean over heads), and their sum over audio
+    tokens, which is 0 in `paper`; all weights of a frame sum to 1. `model` is a CATR, static under
+    jit.
+    """
+    name = f"decoder{model.decoder_layers - 1}"
+
+    def looks(module, method):
+        return module.name in ("query", "key") and module.path[:2] == (name, "cross_attention")
+
+    outputs, state = model.apply(
+        variables, frames, log_mel, frame_mask, capture_intermediates=looks, mutable="intermediates"
+    )
+    found = state["intermediates"][name]["cross_attention"]
+    b, t, height, width, _ = frames.shape
+    cells = (height * model.input_scale // 8, width * model.input_scale // 8)
+    query, key = (
+        found[role]["__call__"][0].reshape(b, t, -1, model.num_heads, model.dim // model.num_heads)
+        for role in ("query", "key")
+    )
+    query = jnp.take_along_axis(query, outputs["query"][..., None, None, None], axis=2)[:, :, 0]
+    scores = jnp.einsum("btHd,btsHd->btHs", query, key) / query.shape[-1] ** 0.5
+    if frame_mask is not None and model.mode == "reference":
+        own = jnp.ones((b, t, cells[0] * cells[1]), bool)
+        clip = jnp.broadcast_to(frame_mask[:, None], (b, t, t))
+        scores = jnp.where(jnp.concatenate([own, clip], axis=2)[:, :, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores.astype(jnp.float32)).mean(2)  # [b t s + a]
+    visual = weights[..., : cells[0] * cells[1]]
+    return visual.reshape(b, t, *cells), 1.0 - visual.sum(-1)
+
+
+def loss(
+    outputs: dict[str, Array],
+    batch: dict[str, Array],
+    *,
+    is_referred_weight: float = 1.0,
+    dice_weight: float = 5.0,
+    focal_weight: float = 5.0,
+    bce_weight: float = 4.0,
+    tag_weight: float = 0.0,
+    semantic_weight: float = 0.0,
+    no_object: float = 0.1,
+    class_cost: float = 2.0,
+    dice_cost: float = 7.0,
+    double_sigmoid_bce: bool = True,
+    labelled_frames: int | None = None,
+    max_targets: int = 8,
+) -> dict[str, losses.Term]:
+    """The set criterion of all the decoder's layers, and the auxiliary heads' losses.
+
+    Classes are balanced as it is (AVSS): each is a target of its own, whatever its size.
+
+    Args:
+      no_object: weight of queries without a target (MTTR: 0.1).
+      class_cost, dice_cost: the matcher's weights (7 is hard-coded in the published code).
+      double_sigmoid_bce: as published; False is the ordinary binary cross-entropy.
+      labelled_frames: that only the first so many frames have labels (S4: 1), which saves the work
+        on the others; None looks at all frames of `label_mask`.
+      max_targets: the most classes of a clip that are trained at a time (AVSS).
+
+    Returns:
+      The last layer's "is_referred", "dice", "focal" and "bce", the earlier ones' with the number
+      of the layer ("dice_0"); "tags", "semantic".
+    """
+    label, frames = batch["label"], batch["label_mask"] & batch["frame_mask"]
+    terms = auxiliary_losses(outputs, label, frames, tag_weight, semantic_weight)
+    weights = {
+        "is_referred": is_referred_weight,
+        "dice": dice_weight,
+        "focal": focal_weight,
+        "bce": bce_weight,
+    }
+    used = slice(labelled_frames)
+    masks, classes = (outputs[name][:, :, used] for name in ("pred_masks", "pred_is_referred"))
+    return terms | set_losses(
+        masks,
+        classes,
+        make_targets(label[:, used], frames[:, used], classes.shape[-1] - 1, max_targets),
+        frames[:, used],
+        weights,
+        no_object=no_object,
+        class_cost=class_cost,
+        dice_cost=dice_cost,
+        double_sigmoid_bce=double_sigmoid_bce,
+    )

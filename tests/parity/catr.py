@@ -11,7 +11,8 @@ import numpy as np
 from avs_jax import convert, models
 from avs_jax.layers.losses import means
 from avs_jax.layers.losses import total as total_of
-from avs_jax.models.catr_criterion import answer, layer_losses, make_targets
+from avs_jax.layers.set_criterion import layer_losses, make_targets
+from avs_jax.models.catr import answer
 from tests.parity import fill
 
 BACKBONES = {

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from avs_jax.layers import losses
+from avs_jax.layers.set_criterion import layer_losses, make_targets, match_queries
 from avs_jax.models import get_loss
-from avs_jax.models.catr_criterion import answer, layer_losses, make_targets, match_queries
+from avs_jax.models.catr import answer
 
 SIZE = 8
 COSTS = {"class_cost": 2.0, "dice_cost": 7.0}
