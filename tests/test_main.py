@@ -40,6 +40,8 @@ def test_no_program_is_forgotten():
         for path in root.rglob("*.py")
         if path.name != "__main__.py" and is_program(path)
     }
+    # Nobody calls it by hand: `media/sound.py` starts it for what may end a process.
+    found.remove("avs_jax.media.sound_probe")
     assert found == {module for module, _ in command.PROGRAMS.values()}
 
 

@@ -11,6 +11,7 @@ from av.stream import Disposition
 
 from avs_jax import errors
 from avs_jax.media.clock import read_packets
+from avs_jax.media.sound_probe import ANY_TAGS
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def open_film(path: str):
     if not os.path.exists(path):
         raise errors.NotFoundError(f"no video {path!r}: there is no such file.")
     try:
-        return av.open(local_file(path), metadata_errors="replace")
+        return av.open(local_file(path), **ANY_TAGS)
     except OSError as error:
         raise errors.BadValueError(f"cannot open video {path!r}: {error.strerror}.") from error
     except av.FFmpegError as error:

@@ -12,6 +12,9 @@ import sys
 import av
 import numpy as np
 
+# Tags of old films are often not UTF-8: PyAV 18 has to be told, 19 no longer takes the argument.
+ANY_TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
 # Formats that cannot state an order of channels for which FFmpeg has no name, and codecs that fix
 # it themselves whatever the format says.
 _PLAIN_FORMATS = ("asf", "avi", "flv", "matroska", "mpeg", "ogg", "wav")
@@ -104,7 +107,7 @@ def _rate_index(config: bytes) -> int:
 
 def probe(path: str) -> dict:
     """What the first sound of a film is: samples, rate, channels, layout, and if it `mixes`."""
-    with av.open(f"file:{path}", metadata_errors="replace") as container:
+    with av.open(f"file:{path}", **ANY_TAGS) as container:
         packets = container.demux(container.streams.best("audio"))
         while True:
             try:

@@ -245,13 +245,13 @@ def _show_times(
 
 def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
     """(a, b, c, d): the stored pixel (x, y) is displayed at (a x + c y, b x + d y), in signs."""
-    for data in picture.side_data:
-        if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
-            a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
-            if abs(a) + abs(d) >= abs(b) + abs(c):  # to the nearest quarter turn
-                return (-1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1)
-            return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
-    return (1, 0, 0, 1)
+    data = picture.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    if data is None:
+        return (1, 0, 0, 1)
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):  # to the nearest quarter turn
+        return (-1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1)
+    return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
 
 
 def _upright(array: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:

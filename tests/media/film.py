@@ -50,6 +50,7 @@ def write_film(
     sound_codec: str = "aac",
     rate: int = 44_100,
     layout: str = "stereo",
+    title: str = "",
 ) -> str:
     """Writes a film and returns its path.
 
@@ -75,6 +76,9 @@ def write_film(
         if sound is not None:
             audio = output.add_stream(sound_codec, rate=rate)
             audio.codec_context.layout = layout
+        if title:
+            for tagged in (output, *output.streams):
+                tagged.metadata["title"] = title
         output.start_encoding()
         packets = []
         if video:

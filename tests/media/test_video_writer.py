@@ -318,3 +318,14 @@ def test_full_disk_is_an_error_in_one_line(tmp_path):
     with pytest.raises(errors.BadValueError, match=r"cannot write .*No space left"), writer:
         for frame in video.read_frames(info):
             writer.write(frame, frame.rgb())
+
+
+def test_tags_that_are_not_utf8_are_no_obstacle(tmp_path):
+    source = film.write_film(tmp_path / "a.mkv", title="Premiere")
+    with open(source, "r+b") as file:  # as written before UTF-8: Première in Latin-1
+        content = file.read()
+        assert content.count(b"Premiere") == 3  # of the film and of both its tracks
+        file.seek(0)
+        file.write(content.replace(b"Premiere", b"Premi\xe8re"))
+    rewrite(source, tmp_path / "out.mkv")
+    assert video.probe(tmp_path / "out.mkv").has_audio
