@@ -20,7 +20,7 @@ import functools
 import itertools
 import os
 import re
-import shutil
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,9 +33,11 @@ from tqdm import tqdm
 from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
 from avs_jax.devices import quiet_libraries
+from avs_jax.media import partial
 from avs_jax.media.drawing import Overlay, write_png
+from avs_jax.media.partial import removed_on_signals
 from avs_jax.media.video import Clip, VideoInfo, probe, read_clips, read_frames, require_audio
-from avs_jax.media.video_writer import OverlayWriter, check_output
+from avs_jax.media.video_writer import OverlayWriter, check_folder, check_output
 from avs_jax.models.forward import make_forward
 from avs_jax.types import Array, Float, UInt8
 from avs_jax.weights import open_model
@@ -48,6 +50,11 @@ _MASK_NAME = re.compile(r"\d{6,}\.\d{3}\.png")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     quiet_libraries()
+    with removed_on_signals():
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
     info = probe(args.video)  # what is wrong with the film is said before the model is loaded
     if not args.allow_silent:
         require_audio(info)
@@ -93,7 +100,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--allow_silent", "--allow-silent", action="store_true", help="take no sound as silence")
     add("--threshold", type=float, default=0.5, help="of a sounding pixel's probability (0.5)")
     add("--batch_size", "--batch-size", type=int, default=1, help="clips at a time (default: 1)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(_mark_paths(parser, sys.argv[1:] if argv is None else argv))
     if not args.output and not args.masks:
         raise errors.BadValueError("nothing to write: give --output FILE.mp4, --masks DIR or both.")
     for name in ("fps", "batch_size"):
@@ -104,6 +111,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             f"--threshold={args.threshold}: wanted a probability between 0 and 1."
         )
     return args
+
+
+def _mark_paths(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Puts ./ before paths that argparse would take for options: YouTube ids may begin with -."""
+    known = parser._option_string_actions
+    takes_path = {option for option, action in known.items() if action.metavar in ("FILE", "DIR")}
+    marked: list[str] = []
+    for argument in argv:
+        is_value = bool(marked) and marked[-1] in takes_path
+        is_name = argument.startswith("-") and argument not in known
+        is_film = is_name and (
+            os.path.exists(argument) or re.search(r"^-[^-].*\.[a-z]\w*$", argument)
+        )
+        marked.append(f"./{argument}" if is_film or (is_value and is_name) else argument)
+    return marked
 
 
 def compile_forward(loaded: Loaded) -> Callable:
@@ -222,7 +244,9 @@ def predict_video(
                 bar.reach(frame.time + frame.duration)
         for _ in masks:  # those after the last picture, or all if there is no overlay to draw
             pass
-        film_seconds = bar.reached if writer or not info.duration else info.duration
+        film_seconds = bar.reached
+        if writer is None:  # the last mask's second; the header may be wrong after a jump
+            film_seconds = min(film_seconds + 1, info.duration or film_seconds)
         bar.reach(film_seconds)
     return Summary(
         masks=len(times),
@@ -398,16 +422,18 @@ class _MaskFolder:
     """A folder of masks that appears, or takes the place of older masks, when it is complete."""
 
     def __init__(self, path: str | os.PathLike, info: VideoInfo):
-        self._path = os.path.abspath(path)
-        folder, name = os.path.split(self._path)
-        self._partial = os.path.join(folder, f".partial-{os.getpid()}-{name}")
+        self._path = os.path.realpath(path)
+        # Inside of a folder that is there: it may be a file system of its own.
+        inside = os.path.join(self._path, "masks")
+        self._partial = partial.hidden_name(inside if os.path.isdir(self._path) else self._path)
         self._info = info
 
     def __enter__(self) -> "_MaskFolder":
-        check_output(self._partial, self._info.path)
         if os.path.exists(self._path) and not os.path.isdir(self._path):
             raise errors.BadValueError(f"--masks {self._path!r} is a file; wanted a folder.")
-        shutil.rmtree(self._partial, ignore_errors=True)  # of a killed run with the same number
+        check_folder(self._partial)
+        partial.remove(self._partial)  # of a killed run with the same number
+        partial.begin(self._partial)
         os.mkdir(self._partial)
         return self
 
@@ -421,16 +447,27 @@ class _MaskFolder:
             ) from error
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
+        try:
+            if kind is None:
+                self._deliver()
+        except OSError as failure:
+            raise errors.BadValueError(
+                f"cannot write to {self._path!r}: {failure.strerror}."
+            ) from failure
+        finally:
+            partial.remove(self._partial)
+
+    def _deliver(self) -> None:
+        """Older masks go when all new ones are there."""
+        if not os.path.isdir(self._path):
+            os.rename(self._partial, self._path)
             return
-        os.makedirs(self._path, exist_ok=True)
-        for name in os.listdir(self._path):
-            if _MASK_NAME.fullmatch(name):
-                os.remove(os.path.join(self._path, name))
-        for name in os.listdir(self._partial):
+        older = {name for name in os.listdir(self._path) if _MASK_NAME.fullmatch(name)}
+        newer = set(os.listdir(self._partial))
+        for name in newer:
             os.replace(os.path.join(self._partial, name), os.path.join(self._path, name))
-        os.rmdir(self._partial)
+        for name in older - newer:
+            os.remove(os.path.join(self._path, name))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """The whole way from a film to masks and overlay, with a model that marks red while it is loud."""
 
 import os
+import pathlib
 import re
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import tracemalloc
 
@@ -247,6 +252,34 @@ def test_older_masks_go_and_other_files_stay(tmp_path):
     assert names == [f"00000{s}.500.png" for s in range(4)] + ["notes.txt"]
 
 
+def test_masks_reach_a_folder_behind_a_link_on_another_file_system(tmp_path):
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        (pathlib.Path(folder) / "000099.500.png").write_text("old")
+        (tmp_path / "masks").symlink_to(folder)
+        run(make_film(tmp_path / "a.mp4"), masks_dir=tmp_path / "masks")
+        assert sorted(os.listdir(folder)) == [f"00000{s}.500.png" for s in range(4)]
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "masks"]
+
+
+def test_older_masks_stay_until_all_new_ones_are_there(tmp_path, monkeypatch):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    (folder / "000099.500.png").write_text("old")
+    replace = os.replace
+
+    def refuse(source, target):
+        if str(target).endswith("000003.500.png"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(errors.BadValueError, match="No space left on device"):
+        run(make_film(tmp_path / "a.mp4"), masks_dir=folder)
+    assert (folder / "000099.500.png").read_text() == "old"
+
+
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_failed_run_leaves_everything_as_it_was(tmp_path, failure):
     path = make_film(tmp_path / "a.mp4", seconds=6)
@@ -346,6 +379,61 @@ def test_film_that_will_not_do_is_refused_before_anything_is_loaded(
     path = make_film(tmp_path / name, **options)
     with pytest.raises(errors.BadValueError, match=message):
         predict.main([path, "--checkpoint", "nowhere", "--output", str(tmp_path / "out.mp4")])
+
+
+@pytest.mark.parametrize("name", ["-_wznbUu3DY.mp4", "--abc.mp4", "12:30.mp4", "https:a.mp4"])
+def test_film_may_be_called_anything(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.rename(make_film(tmp_path / "a.mp4"), name)
+    arguments = [name, "--checkpoint", "nowhere", "--output", "-out.mp4", "--masks", "-masks"]
+    parsed = predict.parse_arguments(arguments)
+    assert os.path.samefile(parsed.video, name)
+    assert (parsed.output, parsed.masks) == ("./-out.mp4", "./-masks")
+    run(parsed.video, output=parsed.output, masks_dir=parsed.masks)
+    assert sorted(os.listdir()) == sorted([name, "-out.mp4", "-masks"])
+
+
+def test_numbers_below_zero_are_no_films():
+    with pytest.raises(errors.BadValueError, match=re.escape("--threshold=-0.5: wanted")):
+        predict.main(["a.mp4", "--checkpoint", "x", "--masks", "m", "--threshold", "-0.5"])
+
+
+_SLOW = """
+import sys, time
+import numpy as np
+from avs_jax import predict
+from avs_jax.media.partial import removed_on_signals
+
+def forward(frames, waveform, frame_mask):
+    print("running", flush=True)
+    if sys.argv[4] == "busy":  # in C++ for minutes, as XLA when it compiles
+        np.linalg.eig(np.random.default_rng(0).normal(size=(6000, 6000)))
+    time.sleep(600)
+
+with removed_on_signals():
+    predict.predict_video(sys.argv[1], forward, output=sys.argv[2], masks_dir=sys.argv[3],
+                          size=32, seconds=2, frame_offset=0.5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "state", "codes"),
+    [
+        (signal.SIGTERM, "idle", (-signal.SIGTERM,)),
+        (signal.SIGINT, "busy", (128 + signal.SIGINT,)),
+    ],
+)
+def test_signal_ends_it_within_seconds_and_leaves_nothing(tmp_path, number, state, codes):
+    path = make_film(tmp_path / "a.mp4")
+    (tmp_path / "masks").mkdir()
+    command = [sys.executable, "-c", _SLOW, path, tmp_path / "out.mp4", tmp_path / "masks", state]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"running\n"
+        child.send_signal(number)
+        assert child.wait(timeout=8) in codes
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "masks"]
+    assert os.listdir(tmp_path / "masks") == []
 
 
 def test_missing_checkpoint_is_an_error(tmp_path):

@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from avs_jax import errors
+from avs_jax.media import partial
 from avs_jax.media.film import (
     VideoInfo,
     local_file,
@@ -53,11 +54,11 @@ class OverlayWriter:
         self.sound = "none"
         self._info = info
         self._crf = crf  # x264's quality: 18 is visually lossless, 23 its default
-        folder, name = os.path.split(os.path.abspath(self.path))
-        self._partial = os.path.join(folder, f".partial-{os.getpid()}-{name}")
+        self._partial = partial.hidden_name(self.path)
 
     def __enter__(self) -> "OverlayWriter":
         check_output(self.path, self._info.path)
+        partial.begin(self._partial)
         self._stack = contextlib.ExitStack()
         try:
             self._start(copy_sound=True)
@@ -71,10 +72,7 @@ class OverlayWriter:
                 self._start(copy_sound=False)
             except (av.FFmpegError, ValueError) as error:
                 self._discard()
-                raise errors.BadValueError(
-                    f"cannot write {self.path!r}: {error}. Wanted a container for H.264 video and "
-                    "AAC sound: use a name ending in .mp4, .mov or .mkv."
-                ) from error
+                raise _no_container(self.path, str(error)) from error
         return self
 
     def write(self, frame: Frame, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -91,7 +89,7 @@ class OverlayWriter:
             picture.pts = self._last = max(round(time * _TICKS), self._last + 1)
             picture.duration = round(frame.duration * _TICKS)
             self._output.mux(self._video.encode(picture))
-        except OSError as error:
+        except (OSError, av.FFmpegError) as error:
             raise self._cannot_write(error) from error
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -103,7 +101,7 @@ class OverlayWriter:
             self._mux_sound(until=float("inf"))
             self._output.close()
             os.replace(self._partial, self.path)
-        except OSError as failure:
+        except (OSError, av.FFmpegError) as failure:
             raise self._cannot_write(failure) from failure
         finally:
             self._discard()
@@ -184,10 +182,9 @@ class OverlayWriter:
                 output.close()
         self._packets = iter(())
         self._stack.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self._partial)
+        partial.remove(self._partial)
 
-    def _cannot_write(self, error: OSError) -> errors.BadValueError:
+    def _cannot_write(self, error: OSError | av.FFmpegError) -> errors.BadValueError:
         return errors.BadValueError(f"cannot write {self.path!r}: {error.strerror or error}.")
 
 
@@ -195,14 +192,35 @@ def check_output(path: str, source: str) -> None:
     """Makes the folder of a film to be written and sees that it can be written there.
 
     Raises:
-      BadValueError: `path` is `source` itself or a folder, or its folder cannot be made or written
-        in.
+      BadValueError: `path` is `source` itself or a folder, its name is no container's that keeps
+        the times of pictures, or its folder cannot be made or written in.
     """
     if os.path.exists(path) and os.path.samefile(path, source):
         raise errors.BadValueError(f"the output {path!r} is the input video; give it another name.")
     if os.path.isdir(path):
         raise errors.BadValueError(f"the output {path!r} is a folder; wanted a file, e.g. out.mp4.")
-    folder, name = os.path.split(os.path.abspath(path))
+    trial = check_folder(os.path.abspath(path))
+    try:
+        with av.open(local_file(trial), "w") as output:
+            flags = output.format.flags
+    except (av.FFmpegError, ValueError) as error:
+        raise _no_container(path, f"no container goes by this name ({error})") from error
+    finally:
+        partial.remove(trial)
+    if not flags & _VARIABLE_RATE:
+        raise _no_container(path, "its pictures could not keep their times")
+
+
+def check_folder(path: str) -> str:
+    """Makes the folder of something to be written, and sees that it can be written there.
+
+    Returns:
+      The path of a file beside `path`, with its suffix, that does not exist.
+
+    Raises:
+      BadValueError: the folder cannot be made or written in.
+    """
+    folder, name = os.path.split(path)
     trial = os.path.join(folder, f".trial-{os.getpid()}-{name}")
     try:
         os.makedirs(folder, exist_ok=True)
@@ -213,6 +231,14 @@ def check_output(path: str, source: str) -> None:
         raise errors.BadValueError(
             f"cannot write to the folder {folder!r}: {error.strerror}; choose another output."
         ) from error
+    return trial
+
+
+def _no_container(path: str, reason: str) -> errors.BadValueError:
+    return errors.BadValueError(
+        f"cannot write {path!r}: {reason}. Wanted a container for H.264 video and AAC sound: use a "
+        "name ending in .mp4, .mov or .mkv."
+    )
 
 
 def _begin(track, first: av.Packet | None, otherwise: float) -> float:

@@ -301,7 +301,7 @@ def test_folder_without_permission_is_an_error(tmp_path, monkeypatch):
         OverlayWriter(tmp_path / "out.mp4", info).__enter__()
 
 
-@pytest.mark.parametrize("name", ["out.webm", "out.nonsense", "out"])
+@pytest.mark.parametrize("name", ["out.webm", "out.nonsense", "out", "out.avi"])
 def test_name_that_is_no_container_for_h264_is_an_error(tmp_path, name):
     info = video.probe(film.write_film(tmp_path / "a.mp4"))
     with pytest.raises(errors.BadValueError, match=r"ending in \.mp4, \.mov or \.mkv"):
