@@ -141,7 +141,7 @@ def test_the_model_always_sees_one_shape(tmp_path):
     forward = RedWhileLoud()
     predict_masks(make_film(tmp_path / "a.mp4", seconds=5), forward, batch_size=2)
     assert {shape for shape, _ in forward.calls} == {(2, 2, 32, 32, 3)}
-    assert forward.calls[-1][1].tolist() == [[True, False]] * 2  # the last clip, and its copy
+    assert forward.calls[-1][1].tolist() == [[True, True]] * 2  # the last clip, and its copy
 
 
 def test_threshold_is_a_probability(tmp_path):
@@ -458,7 +458,7 @@ def test_program_segments_a_film_with_a_model(tmp_path, fill_variables, monkeypa
     variables = fill_variables(module, *inputs)
     loaded = trained.Loaded(config, module, variables, 7)
     monkeypatch.setattr(predict, "open_model", lambda directory, which, config: loaded)
-    monkeypatch.setattr(predict.sharding, "start_jax", lambda: None)
+    monkeypatch.setattr(predict.devices, "start_jax", lambda: None)
     path = make_film(tmp_path / "a.mp4", seconds=3)
     arguments = ["--checkpoint", "run", "--output", "out.mp4", "--masks", "masks"]
     monkeypatch.chdir(tmp_path)

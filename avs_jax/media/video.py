@@ -51,7 +51,8 @@ class Clip:
     """`t` frames one second apart and the sound around them: what a model sees at once."""
 
     index: int  # clips follow each other in time; the phases of one share its index
-    times: Float[np.ndarray, "t"]  # of the frames, seconds; NaN where frame_mask is False
+    # Seconds; NaN where there is no frame, or the clip before has it.
+    times: Float[np.ndarray, "t"]
     frames: UInt8[np.ndarray, "t h w 3"]  # RGB
     waveform: Float[np.ndarray, "s"]  # 16 kHz mono in [-1, 1], s = 16000 * t
     frame_mask: Bool[np.ndarray, "t"]  # False: the film is over; black frame, silence
@@ -132,6 +133,10 @@ def read_clips(
     k + frame_offset. The last, incomplete second counts if that frame exists or half of the second
     does (then the film's last frame is taken). Every film has at least one.
 
+    What is left of the film at its end comes in a clip that reaches back: all its frames are real,
+    as in training, and `times` tells those that no clip before it had. A film shorter than a clip
+    is padded with masked frames.
+
     Args:
       info: the film, from `probe`.
       seconds: t, the length of a clip.
@@ -150,19 +155,29 @@ def read_clips(
     sound = _Sound(read_sound(info))
     shape = (size, size) if size else (info.height, info.width)
     samples = _sample_frames(info, frame_offset, fps, size)
-    for index, group in itertools.groupby(samples, lambda sample: sample[0] // (seconds * fps)):
-        chosen = {j - index * seconds * fps: (time, rgb) for j, time, rgb in group}
-        for phase in range(min(fps, len(chosen))):
+    length = seconds * fps
+    before: dict[int, tuple[float, np.ndarray]] = {}  # the samples of the clips just given
+    for index, group in itertools.groupby(samples, lambda sample: sample[0] // length):
+        new = {j: (time, rgb) for j, time, rgb in group}
+        firsts = []
+        for phase in range(min(fps, len(new))):
+            ours = [j for j in new if j % fps == phase]
+            reaches_back = index > 0 and len(ours) < seconds
+            firsts.append(ours[-1] - (seconds - 1) * fps if reaches_back else ours[0])
+        known = before | new
+        for first in sorted(firsts):  # as the sound comes
             times = np.full(seconds, np.nan)
             frames = np.zeros((seconds, *shape, 3), np.uint8)
-            for second in range(seconds):
-                if second * fps + phase in chosen:
-                    times[second], frames[second] = chosen[second * fps + phase]
-            frame_mask = np.isfinite(times)
-            begin = round((index * seconds + phase / fps) * SAMPLE_RATE)
-            waveform = sound.window(begin, seconds * SAMPLE_RATE)
+            frame_mask = np.zeros(seconds, bool)
+            for second, j in enumerate(range(first, first + length, fps)):
+                if j in known:
+                    frame_mask[second], frames[second] = True, known[j][1]
+                if j in new:
+                    times[second] = new[j][0]
+            waveform = sound.window(round(first / fps * SAMPLE_RATE), seconds * SAMPLE_RATE)
             waveform *= np.repeat(frame_mask, SAMPLE_RATE)
             yield Clip(index, times, frames, waveform, frame_mask)
+        before = new
 
 
 def _sample_frames(
@@ -177,22 +192,23 @@ def _sample_frames(
         shrinks = rgb.shape[0] > size and rgb.shape[1] > size  # averaging does not alias
         return cv2.resize(rgb, (size, size), interpolation=1 + 2 * shrinks)
 
-    j, shown = 0, None
+    j, current = 0, None  # the picture on screen
     for frame in read_frames(info):
-        while shown is not None and j / fps + frame_offset < frame.time - _EPSILON:
-            yield j, j / fps + frame_offset, picture(shown)
+        while current is not None and j / fps + frame_offset < frame.time - _EPSILON:
+            yield j, j / fps + frame_offset, picture(current)
             j += 1
-        shown = frame
-    if shown is None:
+        current = frame
+    if current is None:
         return
-    end = shown.time + shown.duration - _EPSILON
+    end = current.time + current.duration - _EPSILON
     last = (j - 1) / fps + frame_offset if j else -1.0
     while True:
         target = j / fps + frame_offset
-        if target >= end and j and not (last < shown.time and j / fps + 0.5 <= end + 2 * _EPSILON):
+        half_exists = last < current.time and j / fps + 0.5 <= end + 2 * _EPSILON
+        if target >= end and j and not half_exists:
             return
-        last = target if target < end else shown.time
-        yield j, last, picture(shown)
+        last = target if target < end else current.time
+        yield j, last, picture(current)
         j += 1
 
 

@@ -338,13 +338,33 @@ def test_avsbench_offset_takes_the_frame_its_authors_took(tmp_path):
     assert shown(clip) == [int(second * 16 + 15 / 16 * 16) for second in (0, 1)]
 
 
-def test_last_clip_is_padded_with_masked_frames(tmp_path):
-    first, second = read_clips(film.write_film(tmp_path / "a.mp4", seconds=3))
-    assert first.frame_mask.all()
-    assert shown(second) == [12, -1]
-    assert np.isnan(second.times[1])
-    assert not second.frames[1].any()
-    assert not second.waveform[audio.SAMPLE_RATE :].any()
+def test_film_shorter_than_a_clip_is_padded_with_masked_frames(tmp_path):
+    (clip,) = read_clips(film.write_film(tmp_path / "a.mp4", seconds=1))
+    assert shown(clip) == [2, -1]
+    assert np.isnan(clip.times[1])
+    assert not clip.frames[1].any()
+    assert not clip.waveform[audio.SAMPLE_RATE :].any()
+
+
+def test_last_clip_reaches_back_over_real_frames_and_their_sound(tmp_path):
+    path = film.write_film(tmp_path / "a.mp4", seconds=4, sound=beep(2.25, 2.75))
+    first, second = read_clips(path, seconds=3)
+    assert second.frame_mask.all()
+    assert shown(second) == [shown(first)[1], shown(first)[2], 17]
+    np.testing.assert_allclose(heard(second.waveform), (1.25, 1.75), atol=0.01)
+
+
+@pytest.mark.parametrize("fps", [1, 2, 3])
+@pytest.mark.parametrize("seconds", [4.4, 5.1, 6.0, 7.8])
+def test_every_frame_is_asked_for_once_and_all_are_real(tmp_path, seconds, fps):
+    path = film.write_film(tmp_path / "a.mp4", seconds=seconds, fps=6, sound=film.tone)
+    clips = read_clips(path, seconds=3, fps=fps)
+    times = np.concatenate([clip.times for clip in clips])
+    times = np.sort(times[np.isfinite(times)])
+    assert len(times) == len(set(times))
+    np.testing.assert_allclose(times[:-1], 0.5 + np.arange(len(times) - 1) / fps)
+    assert all(clip.frame_mask.all() for clip in clips)
+    assert all(np.abs(clip.waveform[:32_000]).mean() > 0.1 for clip in clips)
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(0.2, 1), (1.4, 1), (1.6, 2), (2.0, 2), (2.4, 2)])
