@@ -7,6 +7,9 @@ WORKDIR is what `avs_jax.train` wrote; the model, its data set and picture size 
 checkpoint's own config. To evaluate weights that `avs_jax.convert` wrote, name the config they are
 for: --config configs/pcmanet.py:subset=s4 --checkpoint CONVERTED.
 
+Several runs, e.g. of several seeds: --checkpoint A,B,C --output DIR gives the mean of every figure,
+its standard deviation (of a sample) and each one's own.
+
 Prints tables and one JSON line, and writes results.json (the same line), results.md (the tables)
 and, with --metrics, details.json (by clip, class and group) to --output, by default WORKDIR:
 
@@ -31,7 +34,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,13 +44,13 @@ from etils import epath
 from tqdm import tqdm
 
 from avs_jax import __version__, devices, errors
-from avs_jax.backbones import get_normalization
-from avs_jax.data import load_class_names, open_split, pipeline, transforms
+from avs_jax.config import differences
+from avs_jax.data import load_class_names, open_split
 from avs_jax.devices import quiet_libraries
-from avs_jax.models.forward import count_params, make_forward
-from avs_jax.scoring import modes, report, sounds
-from avs_jax.scoring.evaluators import ORACLE, oracle_logits, split_name
-from avs_jax.scoring.records import Records, collect, make_score
+from avs_jax.models.forward import count_params
+from avs_jax.scoring import evaluators, modes, report, seeds, sounds, views
+from avs_jax.scoring.evaluators import ORACLE, Evaluator
+from avs_jax.scoring.records import Records
 from avs_jax.weights import open_model, trained
 from avs_jax.weights.trained import Loaded
 
@@ -58,33 +61,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     quiet_libraries()
     devices.start_jax(args.distributed)
-    started = time.monotonic()
-    loaded = open_model(args.checkpoint, args.which, args.config)
-    config = override(loaded.config, args)
     if args.original_size and args.distributed:
         raise errors.BadValueError("--original_size works on one host; leave out --distributed.")
     # Clips of their original size do not fit into one batch: one clip at a time, on one device.
     mesh = devices.make_mesh(devices=jax.local_devices()[:1] if args.original_size else None)
-    if args.batch_size is None:
-        config.eval.batch_size = devices.round_up(config.eval.batch_size, mesh)
-    devices.check_batch_size(config.eval.batch_size, mesh, "--batch_size")
-    data = config.data
-    source = open_split(data.name, data.subset, config.eval.split, data.data_dir)
-    errors.check_writable("--output", output_folder(args))
-    folder = None
-    if args.save_masks:
-        folder = report.MaskFolder(args.save_masks, config.model.num_classes)
-
-    passes = Passes(loaded, config, source, mesh, args.original_size, folder)
-    records = run_passes(passes, args.sounds, "jf" in args.metrics, "robust" in args.metrics)
-
-    if jax.process_index() == 0:
-        about = describe(loaded, config, args) | {
-            "clips": len(records["own"].clips),
-            "frames": int(records["own"].use.sum()),
-            "eval/seconds": round(time.monotonic() - started, 1),
-        }
-        present(records, about, config, args)
+    checkpoints = args.checkpoint.split(",")
+    runs, first, evaluator = {}, None, None
+    for number, checkpoint in enumerate(checkpoints):
+        started = time.monotonic()
+        loaded = open_model(checkpoint, args.which, args.config)
+        first = first or loaded
+        check_same_kind(first, loaded, checkpoints[0], checkpoint)
+        output = epath.Path(args.output or checkpoint)
+        if len(checkpoints) > 1:
+            output = output / f"run_{number}"
+        with jax.default_matmul_precision(args.matmul_precision or loaded.matmul_precision):
+            if evaluator is None:
+                config = override(loaded.config, args, mesh)
+                evaluator = build_evaluator(loaded, config, args, mesh, output)
+            records = evaluator.records(replicate(loaded.variables, mesh), show_progress)
+        if jax.process_index() == 0:
+            about = describe(loaded, config, checkpoint, args) | {
+                "clips": len(records["own"].clips),
+                "frames": int(records["own"].use.sum()),
+                "eval/seconds": round(time.monotonic() - started, 1),
+            }
+            runs[checkpoint] = present(records, about, config, args, output)
+    if len(runs) > 1:
+        results, text = seeds.summarise(runs)
+        print(f"\n{text}\n{json.dumps(results)}")
+        report.write(epath.Path(args.output), results, {}, text)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -105,7 +111,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         return parse
 
     add = parser.add_argument
-    add("--checkpoint", required=True, help="WORKDIR of a training run, or converted weights")
+    add("--checkpoint", required=True, help="WORKDIR of a run, or converted weights; or A,B,C")
     add("--which", default="best", help="best, latest or a step (default: best)")
     add("--config", help="FILE[:arguments], for converted weights or another data set")
     add(
@@ -116,7 +122,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--sounds",
         type=names("sound", sounds.SOUNDS),
-        default=pipeline.SOUNDS,
+        default=sounds.USUAL,
         help=f"comma-separated, of {', '.join(sounds.SOUNDS)}, or all (default: own,mute,swap)",
     )
     add(
@@ -129,6 +135,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no_padded_frames", action="store_true", help="leave them out of AVSS in paper mode")
     add("--original_size", action="store_true", help="score at the size on disk, not the model's")
     add("--save_masks", metavar="DIR", help="folder for every predicted mask, as ids and colours")
+    add("--size", type=int, help="pixels that the model sees, if not those it was trained on")
+    add(
+        "--tta",
+        type=names("test-time augmentation", views.AUGMENTATIONS),
+        default=(),
+        help=f"comma-separated, of {', '.join(views.AUGMENTATIONS)}, or all: mean probabilities of "
+        "the mirrored picture, of 3/4 and 5/4 of the size (default: none)",
+    )
+    add(
+        "--matmul_precision",
+        choices=trained.MATMUL_PRECISIONS,
+        help="of products in float32 (default: as the run's config says; converted weights: "
+        "highest)",
+    )
     add("--batch_size", type=int, help="clips, over all devices")
     add("--data_dir", help="where the data set is built, if not where it was")
     add("--output", metavar="DIR", help="folder for the results (default: the checkpoint's)")
@@ -136,6 +156,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.f_batch_videos < 1:
         raise errors.BadValueError(f"--f_batch_videos={args.f_batch_videos}: wanted 1 or more.")
+    if args.size is not None and args.size < 1:
+        raise errors.BadValueError(f"--size={args.size}: wanted a number of pixels, 1 or more.")
+    checkpoints = args.checkpoint.split(",")
+    if len(set(checkpoints)) < len(checkpoints) or "" in checkpoints:
+        raise errors.BadValueError(
+            f"--checkpoint {args.checkpoint}: wanted the folders of different runs, A,B,C."
+        )
+    if len(checkpoints) > 1 and args.save_masks:
+        raise errors.BadValueError("--save_masks is for one run at a time; leave out the others.")
+    if len(checkpoints) > 1 and not args.output:
+        raise errors.BadValueError(
+            f"--checkpoint {args.checkpoint}: several runs have no folder in common for their "
+            "mean; add --output DIR."
+        )
     return args
 
 
@@ -143,24 +177,49 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def override(
-    config: ml_collections.ConfigDict, args: argparse.Namespace
+    config: ml_collections.ConfigDict, args: argparse.Namespace, mesh: jax.sharding.Mesh
 ) -> ml_collections.ConfigDict:
-    """The checkpoint's config with what the command line says instead."""
+    """The checkpoint's config with what the command line says instead.
+
+    Raises:
+      BadValueError: a batch size that the devices cannot share.
+    """
     config = ml_collections.ConfigDict(config)
     with config.unlocked():
         config.eval.split = args.split
+        wanted = dict.fromkeys(["own", *args.sounds])
+        if "robust" in args.metrics:
+            wanted |= dict.fromkeys(sounds.SOUNDS)
+        config.eval.sounds = tuple(wanted)
         if args.original_size:
             config.eval.batch_size = 1
         elif args.batch_size is not None:
             config.eval.batch_size = args.batch_size
+        else:
+            config.eval.batch_size = devices.round_up(config.eval.batch_size, mesh)
         if args.data_dir is not None:
             config.data.data_dir = args.data_dir
+        if args.size is not None:
+            config.data.size = args.size
+    devices.check_batch_size(config.eval.batch_size, mesh, "--batch_size")
     return config
 
 
-def output_folder(args: argparse.Namespace) -> epath.Path:
-    """Where results are written."""
-    return epath.Path(args.output or args.checkpoint)
+def check_same_kind(one: Loaded, other: Loaded, name: str, other_name: str) -> None:
+    """Raises BadValueError where the mean of two runs' figures would mean nothing.
+
+    They must have the same model, data set and size of pictures; how they were trained may differ.
+    """
+    kinds = []
+    for loaded in (one, other):
+        config = json.loads(loaded.config.to_json())
+        data = {k: config["data"][k] for k in ("name", "subset", "size", "seconds")}
+        kinds.append({"model": config["model"], "data": data})
+    if found := differences(*kinds):
+        raise errors.BadValueError(
+            f"{other_name} and {name} are not seeds of one run: {'; '.join(found)}; evaluate them "
+            "one by one."
+        )
 
 
 def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -174,114 +233,56 @@ def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-# ------------------------------------------------------------------------------------------ passes
+def build_evaluator(
+    loaded: Loaded,
+    config: ml_collections.ConfigDict,
+    args: argparse.Namespace,
+    mesh: jax.sharding.Mesh,
+    output: epath.Path,
+) -> Evaluator:
+    """The pass that the command line asks for, and the oracle where objects are known.
 
+    A sound from off the screen that robust alone asks for is left out where there is none.
+    """
+    data = config.data
+    source = open_split(data.name, data.subset, config.eval.split, data.data_dir)
+    errors.check_writable("--output", output)
+    config.eval.oracle = "objects" in source[0]
+    folder = None
+    if args.save_masks:
+        folder = report.MaskFolder(args.save_masks, config.model.num_classes)
 
-class Passes:
-    """Passes of one model over one split."""
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        config: ml_collections.ConfigDict,
-        source: Any,
-        mesh: jax.sharding.Mesh,
-        original_size: bool = False,
-        folder: report.MaskFolder | None = None,
-    ):
-        self.source = source
-        self.num_classes = config.model.num_classes
-        self._kind = "binary" if self.num_classes == 1 else "semantic"
-        self._config = config
-        self._folder = folder
-        self._transforms = transforms.eval_transforms(None if original_size else config.data.size)
-        self._clips = devices.batch_sharding(mesh)
-        self._variables = replicate(loaded.variables, mesh)
-        self._forward = make_forward(
-            loaded.model,
-            normalization=get_normalization(config.model.backbone),
-            size=config.data.size,
-            alignment=config.data.alignment,
-        )
-        self._scores: dict[tuple, Callable] = {}
-
-    def run(
-        self,
-        sound: str,
-        others: Sequence[int] | None = None,
-        *,
-        boundaries: bool = False,
-        oracle: bool = False,
-    ) -> Records:
-        """One pass with that sound; `others` as for `sounds.Heard`.
-
-        oracle: score perfect masks of all visible objects instead of the model's.
-        """
-        saves = self._folder is not None and sound == "own" and not oracle
-        options = (boundaries, saves, oracle)
-        if options not in self._scores:  # sounds share a compilation
-            forward = self._deaf if oracle else self._forward
-            self._scores[options] = make_score(
-                forward, self._kind, self._clips, boundaries=boundaries, masks=saves
-            )
-        batches = pipeline.eval_batches(
-            sounds.Heard(self.source, sound, others),
-            batch_size=self._config.eval.batch_size // jax.process_count(),
-            transforms=self._transforms,
-            sound=sounds.pipeline_sound(sound),
-            shard=(jax.process_index(), jax.process_count()),
-            num_threads=self._config.data.num_threads,
-        )
-        name = ORACLE if oracle else sound
-
-        def track(batches):
-            return tqdm(batches, desc=name, unit="batch", disable=jax.process_index() > 0)
-
-        return collect(
-            self._scores[options],
-            self._variables,
-            batches,
-            self._clips,
-            self._kind,
-            track=track,
-            on_masks=self._folder.save if saves else None,
+    def build():
+        return Evaluator(
+            views.make_network(loaded.model, config, args.tta),
+            config,
+            source,
+            devices.batch_sharding(mesh),
+            boundaries="jf" in args.metrics,
+            on_masks=folder.save if folder else None,
+            original_size=args.original_size,
         )
 
-    def _deaf(self, _, batch):
-        return oracle_logits(batch["objects"], self.num_classes)
+    try:
+        return build()
+    except sounds.NoOffscreenError as error:
+        if "offscreen" in args.sounds:
+            raise
+        tqdm.write(f"off-screen test left out: {error}", file=sys.stderr)
+        config.eval.sounds = tuple(s for s in config.eval.sounds if s != "offscreen")
+        return build()
 
 
-def run_passes(
-    passes: Passes, names: Sequence[str], boundaries: bool, robust: bool
-) -> dict[str, Records]:
-    """The clips' own sound, the others asked for, and the oracle where objects are known."""
-    wanted = dict.fromkeys([*names, *(sounds.SOUNDS if robust else ())])
-    wanted.pop("own", None)
-    records = {"own": passes.run("own", boundaries=boundaries)}
-    for sound in wanted:
-        others = None
-        if sound == "offscreen":
-            clips = records["own"].clips
-            try:
-                others = sounds.choose_offscreen(
-                    [clip.visible for clip in clips], [clip.sounding for clip in clips]
-                )
-            except errors.BadValueError as error:
-                if sound in names:
-                    raise
-                tqdm.write(f"off-screen test left out: {error}", file=sys.stderr)
-                continue
-        records[sound] = passes.run(sound, others)
-    if "objects" in passes.source[0]:
-        records[ORACLE] = passes.run("own", oracle=True)
-    return records
+def show_progress(batches):
+    """A bar over batches, in the first process."""
+    return tqdm(batches, desc="evaluate", unit="batch", disable=jax.process_index() > 0)
 
 
 # ----------------------------------------------------------------------------------------- figures
 
 
 def describe(
-    loaded: Loaded, config: ml_collections.ConfigDict, args: argparse.Namespace
+    loaded: Loaded, config: ml_collections.ConfigDict, checkpoint: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     """What the figures are of: they mean nothing without it."""
     words = json.dumps(json.loads(loaded.config.to_json()), sort_keys=True)
@@ -292,13 +293,15 @@ def describe(
         "size": config.data.size,
         "batch_size": config.eval.batch_size,
         "scored_at": "original size" if args.original_size else "model size",
-        "checkpoint": str(args.checkpoint),
+        "tta": ",".join(args.tta) or "none",
+        "matmul_precision": args.matmul_precision or loaded.matmul_precision or "default",
+        "checkpoint": checkpoint,
         "step": loaded.step,
         "config_hash": hashlib.sha256(words.encode()).hexdigest()[:12],
         "avs_jax": __version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    seconds = trained.last_value(epath.Path(args.checkpoint) / "metrics.jsonl", "train/seconds")
+    seconds = trained.last_value(epath.Path(checkpoint) / "metrics.jsonl", "train/seconds")
     if seconds is not None:
         about["train/seconds"] = round(seconds, 1)
     return about
@@ -312,8 +315,8 @@ def compute_families(
     families = {}
     for family in args.metrics:
         if family == "robust":
-            heard = {s: r for s, r in records.items() if s in sounds.SOUNDS[1:]}
-            families[family] = modes.robust(own, heard)
+            others = {s: r for s, r in records.items() if s in sounds.SOUNDS[1:]}
+            families[family] = modes.robust(own, others)
         elif family == "paper":
             families[family] = modes.paper(own, args.f_batch_videos, not args.no_padded_frames)
         else:
@@ -332,13 +335,14 @@ def present(
     about: Mapping,
     config: ml_collections.ConfigDict,
     args: argparse.Namespace,
-) -> None:
-    """Prints tables and the JSON line, and writes them."""
-    split = split_name(config.eval.split)
-    shown = [sound for sound in records if sound in (*args.sounds, "own", ORACLE)]
-    by_sound = {sound: modes.summary(records[sound]) for sound in shown}
+    output: epath.Path,
+) -> dict[str, Any]:
+    """Prints tables and the JSON line, writes them to `output`, and returns the line."""
+    split = evaluators.split_name(config.eval.split)
+    asked = [sound for sound in records if sound in (*args.sounds, "own", ORACLE)]
+    by_sound = {sound: modes.summary(records[sound]) for sound in asked}
     results = {
-        f"{split}/{metric}" + ("" if sound == "own" else f"_{sound}"): value
+        f"{split}/{metric}{evaluators.suffix(sound)}": value
         for sound, figures in by_sound.items()
         for metric, value in figures.items()
     }
@@ -356,7 +360,8 @@ def present(
     text = "\n".join(filter(None, tables))
     print(f"\n{text}\n{json.dumps(results)}")
     text = "\n".join(filter(None, [text, report.table_of_classes(details)]))  # too long to print
-    report.write(output_folder(args), results, details, text)
+    report.write(output, results, details, text)
+    return results
 
 
 if __name__ == "__main__":

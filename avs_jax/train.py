@@ -29,8 +29,9 @@ from avs_jax.config import check_fields, read_config
 from avs_jax.data import open_split, pipeline, transforms
 from avs_jax.devices import quiet_libraries
 from avs_jax.models import get_loss
-from avs_jax.models.forward import count_params, init_shapes, make_forward
-from avs_jax.scoring.evaluators import build_evaluators, split_name
+from avs_jax.models.forward import count_params, init_shapes
+from avs_jax.scoring.evaluators import Evaluator, split_name
+from avs_jax.scoring.views import make_network
 from avs_jax.training import optim, state
 from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.training.logs import Logs
@@ -182,17 +183,15 @@ def train(config, workdir, distributed=False, stop=None):
             return
 
     # ---------------------------------------------------------------- evaluation
-    forward = make_forward(
-        model,
-        normalization=normalization,
-        size=config.data.size,
-        alignment=config.data.alignment,
-    )
     held_out = open_split(
         config.data.name, config.data.subset, config.eval.split, config.data.data_dir
     )
-    evaluators = build_evaluators(
-        config, forward, held_out, clips, devices.round_up(config.eval.batch_size, mesh)
+    evaluator = Evaluator(
+        make_network(model, config),
+        config,
+        held_out,
+        clips,
+        batch_size=devices.round_up(config.eval.batch_size, mesh),
     )
 
     # ---------------------------------------------------------------- loop
@@ -233,9 +232,7 @@ def train(config, workdir, distributed=False, stop=None):
             )
             totals = state.empty_totals(numbers["sums"], mesh)
         if evaluate:
-            scores = {}
-            for evaluator in evaluators:
-                scores |= dict(evaluator.run(train_state.variables()))
+            scores = dict(evaluator.run(train_state.variables()))
             logs.write(step, scores)
             logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             name = f"{split_name(config.eval.split)}/miou"

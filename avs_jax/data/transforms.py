@@ -67,9 +67,13 @@ def _check_share(name: str, value: Number) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Resize(grain.transforms.Map):
-    """To `size` x `size`, as AVSBench evaluates: the whole picture, its aspect ratio given up."""
+    """To `size` x `size`, as AVSBench evaluates: the whole picture, its aspect ratio given up.
+
+    masks: False leaves them at their size on disk.
+    """
 
     size: int
+    masks: bool = True
 
     def __post_init__(self):
         _check_size(self.size)
@@ -77,7 +81,7 @@ class Resize(grain.transforms.Map):
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
         out = dict(element)
         out["frames"] = resize_frames(element["frames"], self.size, self.size)
-        for key in MASKS:
+        for key in MASKS if self.masks else ():
             if key in element:
                 out[key] = resize_masks(element[key], self.size, self.size)
         return out
@@ -337,6 +341,9 @@ def train_transforms(
     ]
 
 
-def eval_transforms(size: int | None) -> list:
-    """The transforms of evaluation: to `size`, or none (None: pictures as they are on disk)."""
-    return [] if size is None else [Resize(size)]
+def eval_transforms(size: int | None, masks: bool = True) -> list:
+    """The transforms of evaluation: to `size`, or none (None: pictures as they are on disk).
+
+    masks: False leaves them at their size on disk.
+    """
+    return [] if size is None else [Resize(size, masks)]

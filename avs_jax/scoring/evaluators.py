@@ -1,17 +1,16 @@
-"""Evaluators: objects whose `run(variables)` yields (name, value) for a whole split.
+"""The evaluator: one pass over a split gives the records of every sound, and all figures.
 
-One evaluator is one pass over the split: a forward function, batches, and the kind of metric. A
-model that listens is told from one that only sees by further passes with another sound, `mute`
-(silence) and `swap` (another clip's), and by an oracle without ears: perfect masks of all visible
-objects, scored by the same code. Names are SPLIT/METRIC for a clip's own sound, else
-SPLIT/METRIC_SOUND, e.g. test/miou, test/miou_swap, test/miou_all_objects_oracle.
+    see      once a batch: all that a model makes of the pictures alone
+    decide   once a batch and sound: logits, and of them the scores of each frame (`records`)
 
-Sums stay on the devices from the first batch to the last (see `metrics`): a pass transfers
-nothing but its batches, and one result at the end.
+A model that listens is told from one that only sees by its scores with other sounds (`sounds`), and
+by an oracle that hears nothing: perfect masks of all visible objects, scored by the same code.
+Training validates by `Evaluator.run`, `avs_jax.evaluate` makes its families of `Evaluator.records`.
+
+Scores come to the host a few batches late, so that the devices never wait for it.
 """
 
 import collections
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,18 +18,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from avs_jax import errors
 from avs_jax.data import pipeline, transforms
-from avs_jax.scoring import metrics
+from avs_jax.scoring import modes, sounds
+from avs_jax.scoring.records import (
+    Clip,
+    Records,
+    Table,
+    describe_clip,
+    frames_in_use,
+    gather_clips,
+    score_frames,
+)
+from avs_jax.scoring.views import Network
 from avs_jax.types import Array, Float, Int, PyTree, UInt8
-
-# kind -> the empty sums of a model with that many classes
-EVALUATORS: dict[str, Callable[[int], Any]] = {
-    "binary": lambda num_classes: metrics.BinaryState.empty(),
-    "semantic": metrics.SemanticState.empty,
-}
 
 ORACLE = "all_objects_oracle"
 
@@ -39,83 +43,188 @@ ORACLE = "all_objects_oracle"
 _MAX_AHEAD = 3
 
 
-@dataclasses.dataclass(frozen=True)
 class Evaluator:
     """One pass over a split.
 
-    Attributes:
-      start: () -> empty sums, placed on the devices.
-      update: (variables, sums, device batch) -> (sums, a token to wait for); the sums are donated.
-      batches: host batches; gone through anew by every run.
+    Args:
+      network: see `views.make_network`.
+      config: reads model.num_classes, data {size, num_threads} and eval {batch_size (over all
+        processes), split, sounds, oracle}.
+      source: of the split, see `avs_jax.data.open_split`.
       sharding: of the batch axis.
-      name: what comes before the metric, e.g. "test".
-      suffix: what comes after it, e.g. "_mute"; empty for a clip's own sound.
+      batch_size: over all processes, instead of eval.batch_size.
+      boundaries: the own sound's records get region and boundary.
+      on_masks: called with each clip and, for its own sound, the masks u8[t h w] of the seconds it
+        has; each process gets its own clips.
+      original_size: scores at the size of the labels on disk. Pictures differ in it, so that the
+        network, which sees them at data.size, is compiled apart from the scores: once.
+
+    Raises:
+      UnknownNameError: for a sound.
+      BadValueError: the oracle is asked for and the data set does not know its objects.
+      NoOffscreenError: for the sound "offscreen", see `sounds.choose_offscreen`.
     """
 
-    start: Callable[[], Any]
-    update: Callable[[PyTree, Any, dict], tuple[Any, Array]]
-    batches: Iterable[dict]
-    sharding: NamedSharding
-    name: str
-    suffix: str = ""
+    def __init__(
+        self,
+        network: Network,
+        config: ml_collections.ConfigDict,
+        source: Any,
+        sharding: NamedSharding,
+        *,
+        batch_size: int | None = None,
+        boundaries: bool = False,
+        on_masks: Callable[[Clip, np.ndarray], Any] | None = None,
+        original_size: bool = False,
+    ):
+        self.kind = "binary" if config.model.num_classes == 1 else "semantic"
+        self.split = split_name(config.eval.split)
+        self.sounds = tuple(config.eval.sounds)
+        self._num_classes = config.model.num_classes
+        self._sharding = sharding
+        self._length = len(source)
+        self._boundaries, self._on_masks = boundaries, on_masks
+        self._oracle = config.eval.oracle
+        if self._oracle and "objects" not in source[0]:
+            raise errors.BadValueError(
+                f"eval.oracle needs the masks of all objects, which {source!r} does not have; "
+                "set eval.oracle=False."
+            )
+        self.batches = self._make_batches(config, source, batch_size, original_size)
+        self._compile(network, original_size)
+
+    def _make_batches(self, config, source, batch_size, original_size):
+        shard = (jax.process_index(), jax.process_count())
+        fit = transforms.eval_transforms(config.data.size, masks=not original_size)
+        offscreen = None
+        if "offscreen" in self.sounds:
+            clips = sounds.describe_split(source, self.kind, fit, config.data.num_threads, shard)
+            offscreen = sounds.choose_offscreen(
+                [clip.visible for clip in clips], [clip.sounding for clip in clips]
+            )
+        return pipeline.eval_batches(
+            sounds.Soundtracks(source, self.sounds, offscreen),
+            batch_size=(batch_size or config.eval.batch_size) // shard[1],
+            transforms=fit,
+            shard=shard,
+            num_threads=config.data.num_threads,
+        )
+
+    def _compile(self, network, original_size):
+        everywhere = NamedSharding(self._sharding.mesh, PartitionSpec())
+
+        def score(logits, batch, boundaries, masks):
+            label = batch["label"].astype(jnp.int32)
+            b, t, height, width = label.shape
+            if logits.shape[2:4] != (height, width):
+                size = (b, t, height, width, logits.shape[-1])
+                logits = jax.image.resize(logits, size, "bilinear", antialias=False)
+            scores = score_frames(logits, label, self.kind, boundaries=boundaries, masks=masks)
+            scores |= {"use": frames_in_use(batch), "exists": batch["frame_mask"]}
+            # Given back too: on several hosts no other array holds those of all clips.
+            return scores | {"index": batch["index"], "real": batch["example_mask"]}
+
+        def decide_and_score(variables, seen, batch, boundaries, masks):
+            return score(network.decide(variables, seen, batch), batch, boundaries, masks)
+
+        def score_oracle(batch):
+            return score(oracle_logits(batch["objects"], self._num_classes), batch, False, False)
+
+        static = ("boundaries", "masks")
+        self.see = jax.jit(network.see)
+        # Of several sizes: the network alone; of one: together, so that no logits wait in memory.
+        self.decide = jax.jit(network.decide) if original_size else None
+        self.score = jax.jit(score, static_argnames=static, out_shardings=everywhere)
+        self.decide_and_score = jax.jit(
+            decide_and_score, static_argnames=static, out_shardings=everywhere
+        )
+        self.score_oracle = jax.jit(score_oracle, out_shardings=everywhere)
+
+    def records(
+        self, variables: PyTree, track: Callable[[Iterable], Iterable] = lambda batches: batches
+    ) -> dict[str, Records]:
+        """{sound: its records}, and those of the oracle.
+
+        Args:
+          variables: what the network takes.
+          track: wraps the iteration over batches, e.g. in a progress bar.
+
+        Raises:
+          BadValueError: no frame of the split is labelled, or logits are NaN or infinite; with the
+            clips' names.
+        """
+        names = self.sounds + (ORACLE,) * self._oracle
+        tables = {name: Table(self._length) for name in names}
+        clips: dict[int, Clip] = {}
+        waiting = collections.deque()
+
+        def finish():
+            for name, values in jax.device_get(waiting.popleft()).items():
+                index, real = values.pop("index"), values.pop("real")
+                if (masks := values.pop("mask", None)) is not None:
+                    self._hand_over(masks, values["exists"], index, real, clips)
+                tables[name].add(values, index, real)
+
+        for batch in track(self.batches):
+            for i in np.flatnonzero(batch["example_mask"]).tolist():
+                example = {name: values[i] for name, values in batch.items()}
+                clips[int(batch["index"][i])] = describe_clip(example, self.kind)
+            on_device, _ = pipeline.to_device(batch, self._sharding)
+            waiting.append(self._start(variables, on_device))
+            if len(waiting) > _MAX_AHEAD:
+                finish()
+        while waiting:
+            finish()
+        clips = gather_clips(clips)
+        found = {name: table.records(self.kind, clips) for name, table in tables.items()}
+        for name, records in found.items():
+            records.check_finite(records["exists"], name)
+        return found
+
+    def _start(self, variables, batch):
+        """{sound: scores} of a batch, under way."""
+        shared = {name: batch[name] for name in ("frames", "frame_mask")}
+        masks = ("label", "label_mask", "frame_mask", "example_mask", "index")
+        labels = {name: batch[name] for name in masks}
+        seen = self.see(variables, shared) if self.sounds else None
+        scores = {}
+        for sound in self.sounds:
+            own = sound == "own"
+            options = {
+                "boundaries": own and self._boundaries,
+                "masks": own and self._on_masks is not None,
+            }
+            inputs = shared | {"waveform": batch[f"waveform/{sound}"]}
+            if self.decide is not None:
+                logits = self.decide(variables, seen, inputs)
+                scores[sound] = self.score(logits, labels, **options)
+            else:
+                scores[sound] = self.decide_and_score(variables, seen, inputs | labels, **options)
+        if self._oracle:
+            scores[ORACLE] = self.score_oracle(labels | {"objects": batch["objects"]})
+        return scores
+
+    def _hand_over(self, masks, exists, index, real, clips):
+        for i in np.flatnonzero(real).tolist():
+            if int(index[i]) in clips:
+                self._on_masks(clips[int(index[i])], masks[i][exists[i]])
 
     def run(
         self, variables: PyTree, track: Callable[[Iterable], Iterable] = lambda batches: batches
     ) -> Iterator[tuple[str, float]]:
-        """Yields (name, value) of every figure of the pass.
+        """Yields (name, value) of every figure of `modes.summary`.
 
-        Args:
-          variables: what `forward` takes; the oracle ignores them.
-          track: wraps the iteration over batches, e.g. in a progress bar.
-
-        Raises:
-          BadValueError: no frame of the split is labelled.
+        Names are SPLIT/METRIC for a clip's own sound, else SPLIT/METRIC_SOUND, e.g. test/miou,
+        test/miou_swap, test/miou_all_objects_oracle. Arguments and errors: see `records`.
         """
-        sums = self.start()
-        waiting = collections.deque()
-        for batch in track(self.batches):
-            on_device, _ = pipeline.to_device(batch, self.sharding)
-            sums, token = self.update(variables, sums, on_device)
-            waiting.append(token)
-            if len(waiting) > _MAX_AHEAD:
-                jax.block_until_ready(waiting.popleft())
-        for metric, value in sums.compute().items():
-            yield f"{self.name}/{metric}{self.suffix}", value
+        for sound, records in self.records(variables, track).items():
+            for metric, value in modes.summary(records).items():
+                yield f"{self.split}/{metric}{suffix(sound)}", value
 
 
-def frames_in_use(batch: dict[str, Array]) -> Array:
-    """bool[b t]: frames that exist, carry a label, and belong to a clip that is not padding."""
-    return batch["frame_mask"] & batch["label_mask"] & batch["example_mask"][:, None]
-
-
-def make_update(
-    forward: Callable[[PyTree, dict], Array], kind: str, sharding: NamedSharding
-) -> Callable:
-    """`update` of an Evaluator: one jitted step from a batch to the sums.
-
-    Args:
-      forward: (variables, device batch) -> logits f32[b t h w k] at the size of the labels.
-      kind: a key of EVALUATORS.
-      sharding: of the batch axis; the sums are the same on all devices of its mesh.
-
-    Raises:
-      UnknownNameError: for the kind.
-    """
-    if kind not in EVALUATORS:
-        raise errors.unknown_name("kind of evaluation", kind, EVALUATORS)
-
-    def update(variables, sums, batch):
-        logits = forward(variables, batch)
-        if kind == "binary":
-            logits = logits[..., 0]
-        use = frames_in_use(batch)
-        return sums.update(logits, batch["label"].astype(jnp.int32), use), use.sum()
-
-    return jax.jit(update, donate_argnums=1, out_shardings=_replicated(sharding))
-
-
-def _replicated(sharding):
-    return NamedSharding(sharding.mesh, PartitionSpec())
+def suffix(sound: str) -> str:
+    """What a sound adds to the names of its figures: "_mute"; nothing for a clip's own."""
+    return "" if sound == "own" else f"_{sound}"
 
 
 def oracle_logits(
@@ -130,59 +239,3 @@ def oracle_logits(
 def split_name(split: str) -> str:
     """The split that a slice is of: "test[:100]" -> "test"."""
     return re.split(r"[\[+]", split)[0]
-
-
-def build_evaluators(
-    config: ml_collections.ConfigDict,
-    forward: Callable[[PyTree, dict], Array],
-    source: Any,
-    sharding: NamedSharding,
-    batch_size: int | None = None,
-) -> list[Evaluator]:
-    """The passes that `config.eval` asks for: each of its sounds, then the oracle.
-
-    Args:
-      config: reads model.num_classes, data.size, data.num_threads and eval {batch_size (over all
-        processes), split, sounds, oracle}.
-      forward: (variables, device batch) -> logits f32[b t h w k] at the size of the labels.
-      source: of the split, see `avs_jax.data.open_split`.
-      sharding: of the batch axis.
-      batch_size: over all processes, instead of eval.batch_size.
-
-    Raises:
-      UnknownNameError: for a sound.
-      BadValueError: the oracle is asked for and the data set does not know its objects.
-    """
-    num_classes = config.model.num_classes
-    kind = "binary" if num_classes == 1 else "semantic"
-    # Made under jit: every array of the sums is a buffer of its own, as donation wants.
-    start = jax.jit(lambda: EVALUATORS[kind](num_classes), out_shardings=_replicated(sharding))
-
-    def evaluator(update, sound, suffix):
-        batches = pipeline.eval_batches(
-            source,
-            batch_size=(batch_size or config.eval.batch_size) // jax.process_count(),
-            transforms=transforms.eval_transforms(config.data.size),
-            sound=sound,
-            shard=(jax.process_index(), jax.process_count()),
-            num_threads=config.data.num_threads,
-        )
-        name = split_name(config.eval.split)
-        return Evaluator(start, update, batches, sharding, name, suffix)
-
-    update = make_update(forward, kind, sharding)  # shared: one compilation for all sounds
-    passes = [
-        evaluator(update, sound, "" if sound == "own" else f"_{sound}")
-        for sound in config.eval.sounds
-    ]
-    if config.eval.oracle:
-        if "objects" not in source[0]:
-            raise errors.BadValueError(
-                f"eval.oracle needs the masks of all objects, which {source!r} does not have; "
-                "set eval.oracle=False."
-            )
-        deaf = make_update(
-            lambda _, batch: oracle_logits(batch["objects"], num_classes), kind, sharding
-        )
-        passes.append(evaluator(deaf, "own", f"_{ORACLE}"))
-    return passes

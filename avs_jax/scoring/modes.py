@@ -1,6 +1,6 @@
 """What a split's records say: every way in which audio-visual segmentation is reported.
 
-    summary   the figures of `evaluators`, under the same names
+    summary   what training and every evaluation report
     paper     AVSBench's evaluation code to the digit: means of batches of `f_batch_videos` clips
               (4 in AVSBench's test script, 2 in AVSegFormer's), one best threshold for each batch;
               on AVSS padded frames score too, and its mean "without background" drops the last
@@ -11,7 +11,7 @@
     jf        DAVIS: region J and boundary F, mean over clips; on AVSS of all classes together
 
 The families differ by ten points and more on the same masks: compare within one only. All
-arithmetic here is float64 on the host.
+arithmetic here is float64 on the host, over frames in the split's order.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,29 @@ RESAMPLES = 1000  # of the bootstrap: the ends of a 95 % interval then move by a
 
 
 def summary(records: Records) -> dict[str, float]:
-    """The same figures as `metrics.BinaryState` and `SemanticState`."""
-    _require_frames(records)
+    """Plain names are means over frames (or videos), *_dataset are of pixels summed over the set.
+
+    Binary:
+      miou           mean IoU over frames, the empty ones (nothing sounds) by `binary_frames`' rule
+      miou_nonempty  the same over the frames with a target; miou_empty over those without
+      f_measure      best F over thresholds of each video's mean curve, mean over videos (a video in
+                     which nothing sounds scores 0): the published figure for batches of one video
+      f_measure_set  best F over thresholds of the mean curve over all frames with a target: one
+                     threshold for the whole set
+      iou_dataset    intersections over unions, both summed over all frames
+    Semantic:
+      miou, f_measure  mean over all k classes, background included, of the mean over the frames in
+                     which the class is labelled or predicted; a class never seen is 0 (AVSBench)
+      *_nobg         the same without class 0, the background
+      *_present      over the classes that occur in the labels
+      miou_dataset   intersections over unions summed over all frames, mean over those classes
+
+    A figure over no frames (miou_empty of a set without silence) is left out.
+
+    Raises:
+      BadValueError: no frame is in use, or logits were NaN or infinite; so do all families.
+    """
+    records.check()
     if records.kind == "semantic":
         return _class_figures(records) | {"miou_dataset": dataset(records)["miou_present"]}
     nonempty, empty = _split_empty(records)
@@ -55,7 +76,7 @@ def paper(
       f_batch_videos: clips of a batch; decides which frames share a threshold (S4, MS3).
       padded_frames: AVSS: frames beyond a clip's end, and without label, count as background.
     """
-    _require_frames(records)
+    records.check()
     if f_batch_videos < 1:
         raise errors.BadValueError(f"f_batch_videos={f_batch_videos}: wanted at least 1.")
     if records.kind == "binary":
@@ -68,6 +89,7 @@ def paper(
             "f_batch_videos": f_batch_videos
         }
     everything = np.ones_like(records.use) if padded_frames else records.use
+    records.check_finite(everything)
     iou, f = _class_means(records, everything)
     return _floats(
         {
@@ -81,7 +103,7 @@ def paper(
 
 def strict(records: Records) -> dict[str, float]:
     """Frame-weighted; one threshold for the set; only frames that exist and are labelled."""
-    _require_frames(records)
+    records.check()
     if records.kind == "binary":
         names = {"f_measure_set": "f_measure"}
         wanted = ("miou", "miou_nonempty", "miou_empty", "f_measure_set")
@@ -113,7 +135,7 @@ def dataset(records: Records) -> dict[str, float]:
     Binary: of the foreground; miou is the mean of foreground and background. Semantic: means over
     the classes for which a figure is defined; *_present over those that are labelled.
     """
-    _require_frames(records)
+    records.check()
     hits, predicted, labelled = (
         _sum_frames(records, name, records.use) for name in ("inter", "predicted", "labelled")
     )
@@ -136,7 +158,7 @@ def dataset(records: Records) -> dict[str, float]:
 
 def jf(records: Records) -> dict[str, float]:
     """Means over clips of the mean over their frames; the scores of `boundary`."""
-    _require_frames(records)
+    records.check()
     use = records.use[records.use.any(1)]
     clips = {}
     for name, score in (("j", records["region"]), ("f", records["boundary"])):
@@ -146,7 +168,7 @@ def jf(records: Records) -> dict[str, float]:
     return _floats(figures | {"j_and_f": (figures["j"] + figures["f"]) / 2})
 
 
-def robust(own: Records, heard: dict[str, Records]) -> dict[str, float]:
+def robust(own: Records, others: dict[str, Records]) -> dict[str, float]:
     """What another sound does, as SOUND/FIGURE.
 
     drop is by how much miou, against the clip's own label, falls. For a sound that belongs to
@@ -157,7 +179,7 @@ def robust(own: Records, heard: dict[str, Records]) -> dict[str, float]:
     """
     clean = summary(own)["miou"]
     figures = {}
-    for sound, records in heard.items():
+    for sound, records in others.items():
         miou = summary(records)["miou"]
         figures |= {f"{sound}/miou": miou, f"{sound}/drop": clean - miou}
         if sound in sounds.NEGATIVE:
@@ -217,7 +239,7 @@ def intervals(
 
     Of miou, f_measure and, binary, f_measure_set (`strict`'s F).
     """
-    _require_frames(records)
+    records.check()
     kept = np.flatnonzero(records.use.any(1))
     rng = np.random.default_rng(seed)
     # How often each clip is drawn in each resample, [r c].
@@ -336,7 +358,3 @@ def _nanmean(values):
 
 def _floats(figures):
     return {name: float(value) for name, value in figures.items()}
-
-
-def _require_frames(records):
-    metrics.require_frames(int(records.use.sum()))

@@ -1,12 +1,13 @@
-"""What a clip is heard with instead of its own sound, to find out what a model does with sound.
+"""Sounds that a clip is scored with beside its own, to find out what a model does with sound.
 
     mute, noise, offscreen   nothing that is visible sounds: every mask should be empty
     swap, shift              another clip's sound, the clip's own a second late: masks should change
 
-AVSBench-Robust (arXiv 2502.00358) names the first three. mute and swap are the input pipeline's;
-the others are made here, the same in every run.
+AVSBench-Robust (arXiv 2502.00358) names the first three. All are the same in every run, whatever
+the batch size or the number of processes.
 """
 
+import concurrent.futures
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,29 +15,44 @@ import numpy as np
 
 from avs_jax import errors
 from avs_jax.data import SAMPLE_RATE, pipeline
+from avs_jax.scoring.records import Clip, describe_clip, gather_clips
 
 NEGATIVE = ("mute", "noise", "offscreen")  # sounds that belong to nothing in the picture
 MISPLACED = ("swap", "shift")
 SOUNDS = ("own", *NEGATIVE, *MISPLACED)
+USUAL = ("own", "mute", "swap")  # what an evaluation reports unless asked for others
 
 _SEED = 42  # AVSBench-Robust's
 
 
-class Heard:
-    """A source whose clips have another sound, and carry their place in the split as `index` i32[].
+class NoOffscreenError(errors.BadValueError):
+    """A clip has no other with a sound that it does not show."""
+
+
+class Soundtracks:
+    """A source whose clips carry several sounds at once, and their place in the split.
+
+    Examples get `waveform/SOUND` f32[s] for every sound in the place of `waveform`, and `index`
+    i32[].
 
     Args:
       source: see `avs_jax.data.open_split`.
-      sound: of SOUNDS; mute and swap leave the sound to the pipeline (see `pipeline_sound`).
-      others: for offscreen, whose sound each clip gets; see `choose_offscreen`.
+      names: of SOUNDS.
+      offscreen: for that sound, whose each clip gets; see `choose_offscreen`.
+
+    Raises:
+      UnknownNameError: for a name.
     """
 
-    def __init__(self, source: Any, sound: str = "own", others: Sequence[int] | None = None):
-        if sound not in SOUNDS:
-            raise errors.unknown_name("sound", sound, SOUNDS)
+    def __init__(
+        self, source: Any, names: Sequence[str] = ("own",), offscreen: Sequence[int] | None = None
+    ):
+        for name in names:
+            if name not in SOUNDS:
+                raise errors.unknown_name("sound", name, SOUNDS)
         self._source = source
-        self._sound = sound
-        self._others = others
+        self._names = tuple(names)
+        self._offscreen = offscreen
 
     def __len__(self) -> int:
         return len(self._source)
@@ -46,22 +62,26 @@ class Heard:
 
     def __getitem__(self, index) -> dict:
         example = dict(self._source[index])
+        own = example.pop("waveform")
         example["index"] = np.int32(index)
-        if self._sound == "noise":
-            length = example["waveform"].shape[0]
-            rng = np.random.default_rng((_SEED, int(index)))
-            example["waveform"] = rng.uniform(-1.0, 1.0, length).astype(np.float32)
-        elif self._sound == "shift":
-            example["waveform"] = delay(example["waveform"], int(example["frame_mask"].sum()))
-        elif self._sound == "offscreen":
-            other = self._source[self._others[index]]
-            example["waveform"] = pipeline.borrow_sound(other, len(example["waveform"]))
+        for name in self._names:
+            example[f"waveform/{name}"] = self._make(name, own, int(index), example["frame_mask"])
         return example
 
-
-def pipeline_sound(sound: str) -> str:
-    """What to ask of `pipeline.eval_batches` for the batches of `Heard(source, sound)`."""
-    return sound if sound in pipeline.SOUNDS else "own"
+    def _make(self, name, own, index, frame_mask):
+        if name == "mute":
+            return np.zeros_like(own)
+        if name == "noise":
+            rng = np.random.default_rng((_SEED, index))
+            return rng.uniform(-1.0, 1.0, own.shape[0]).astype(np.float32)
+        if name == "shift":
+            return delay(own, int(frame_mask.sum()))
+        if name == "swap":  # half the data set away
+            other = self._source[(index + len(self._source) // 2) % len(self._source)]
+            return pipeline.borrow_sound(other, len(own))
+        if name == "offscreen":
+            return pipeline.borrow_sound(self._source[self._offscreen[index]], len(own))
+        return own
 
 
 def delay(waveform: np.ndarray, seconds: int) -> np.ndarray:
@@ -71,6 +91,32 @@ def delay(waveform: np.ndarray, seconds: int) -> np.ndarray:
     """
     length = seconds * SAMPLE_RATE
     return np.concatenate([np.roll(waveform[:length], SAMPLE_RATE), waveform[length:]])
+
+
+def describe_split(
+    source: Any,
+    kind: str,
+    transforms: Sequence = (),
+    num_threads: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> list[Clip]:
+    """What is known of each clip of a split; every process reads its part and gets all.
+
+    Args:
+      kind, transforms: see `records.describe_clip` and `avs_jax.data.transforms`.
+      num_threads: that read. shard: (process index, process count).
+    """
+
+    def describe(index):
+        example = source[index]
+        for transform in transforms:
+            example = transform.map(example)
+        return describe_clip(example, kind)
+
+    ours = range(shard[0], len(source), shard[1])
+    with concurrent.futures.ThreadPoolExecutor(max(num_threads, 1)) as threads:
+        clips = gather_clips(dict(zip(ours, threads.map(describe, ours), strict=True)))
+    return [clips[i] for i in sorted(clips)]
 
 
 def choose_offscreen(
@@ -83,7 +129,7 @@ def choose_offscreen(
       sounding: the classes in each clip's sound; empty where unknown or silent.
 
     Raises:
-      BadValueError: a clip for which there is none; the classes are unknown or all the same.
+      NoOffscreenError: a clip for which there is none; the classes are unknown or all the same.
     """
     rng = np.random.default_rng(_SEED)
     chosen = []
@@ -94,7 +140,7 @@ def choose_offscreen(
                 chosen.append(int(other))
                 break
         else:
-            raise errors.BadValueError(
+            raise NoOffscreenError(
                 f"clip {clip} has no other with a sound that it does not show: classes are unknown "
                 "in this data set, or the split is too small; leave out the off-screen test."
             )

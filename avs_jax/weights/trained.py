@@ -29,6 +29,9 @@ from avs_jax.models import get_model
 from avs_jax.models.forward import init_shapes
 from avs_jax.types import Array, PyTree, path_name
 
+# What jax.default_matmul_precision takes; "default" is the platform's.
+MATMUL_PRECISIONS = ("default", "high", "highest")
+
 
 class Loaded(NamedTuple):
     """A model and its weights, ready to apply."""
@@ -36,7 +39,14 @@ class Loaded(NamedTuple):
     config: ml_collections.FrozenConfigDict
     model: nn.Module
     variables: dict[str, PyTree]  # "params" (the averaged ones if the run kept any), "batch_stats"
-    step: int
+    step: int  # 0: converted weights
+
+    @property
+    def matmul_precision(self) -> str | None:
+        """For `jax.default_matmul_precision`: a run's own as it was trained, converted weights
+        "highest", float32 as where they come from. A TPU would take bfloat16 passes, and Hopper
+        TF32, of which PCMANet's thresholds at 0.99 make other masks."""
+        return "highest" if self.step == 0 else self.config.get("matmul_precision")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.scoring.views import Network
+
 CLIPS, SECONDS, SIZE, CLASSES = 5, 3, 16, 6
 
 
@@ -46,18 +48,30 @@ class MadeUpSource:
         return example if self._objects else {k: v for k, v in example.items() if k != "objects"}
 
 
-def listen(variables, batch):
-    """Logits of a model that marks what is bright, in the seconds that are not silent."""
+def see(variables, batch):
+    """How bright the pictures are."""
     # of an integer sum and never 0, so that no rounding decides between two classes
-    bright = (batch["frames"].astype(jnp.int32).sum(-1) - 384.5) / 384.0  # [b t h w]
+    return (batch["frames"].astype(jnp.int32).sum(-1) - 384.5) / 384.0  # [b t h w]
+
+
+def decide(variables, bright, batch):
+    """Logits that mark what is bright, in the seconds that are not silent."""
     b, t = bright.shape[:2]
     loudness = jnp.abs(batch["waveform"].reshape(b, t, -1)).mean(-1)
-    heard = jnp.where(loudness > 0.01, 1.0, -1.0)[..., None, None]
-    logits = jnp.where(heard > 0, bright, -1.0) * variables["scale"]
+    sounds = (loudness > 0.01)[..., None, None]
+    logits = jnp.where(sounds, bright, -1.0) * variables["scale"]
     return logits[..., None] * variables["classes"]
 
 
+LISTEN = Network(see, decide)
+
+
+def listen(variables, batch):
+    """Logits of LISTEN."""
+    return decide(variables, see(variables, batch), batch)
+
+
 def listen_variables(num_classes):
-    """The variables of `listen`."""
+    """The variables of LISTEN."""
     classes = np.ones(1) if num_classes == 1 else np.linspace(-1, 1, num_classes)
     return {"scale": jnp.float32(3.0), "classes": jnp.asarray(classes, jnp.float32)}
