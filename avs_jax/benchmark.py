@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     times = time_rounds([variant.run for variant in variants], args.runs, "rounds")
     log_mel = jax.jit(functools.partial(audio.log_mel, num_patches=args.seconds))
     sound = time_rounds([functools.partial(log_mel, batch["waveform"])], args.runs, "log-mel")
-    judged = time_rounds([functools.partial(judge, *make_masks(args))], args.runs, "metrics")
+    scored = time_rounds([functools.partial(score, *make_masks(args))], args.runs, "metrics")
     rows = [v.figures() | time_figures(x, args) for v, x in zip(variants, times, strict=True)]
 
     about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     about |= {k: getattr(args, k) for k in ("backbone", "audio_backbone", "size", "seconds")}
     about |= {"batch_size": args.batch_size, "dtype": args.dtype}
     about |= {"log_mel_seconds": float(np.median(sound))}
-    about |= {"metrics_seconds_clip": float(np.median(judged))}
+    about |= {"metrics_seconds_clip": float(np.median(scored))}
     about |= {"peak_resident_megabytes": peak_resident_bytes() / 1e6}
     if len(rows) == 2:
         low, middle, high = np.quantile(times[1] / times[0], (0.25, 0.5, 0.75))
@@ -201,7 +201,7 @@ def make_masks(args: argparse.Namespace) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(logits), jnp.asarray(target > 1, jnp.float32)
 
 
-def judge(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+def score(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     """AVSBench's two figures of a clip."""
     return metrics.mask_iou(logits, target), metrics.max_f_measure(logits, target)
 
@@ -231,14 +231,14 @@ class Variant:
         """All that is not time."""
         memory, cost = self._compiled.memory_analysis(), self._compiled.cost_analysis()
         sizes = {k: count_params(v) for k, v in self._shapes["params"].items()}
-        picture, ears = sizes.get("backbone", 0), sizes.get("audio_backbone", 0)
+        picture, sound = sizes.get("backbone", 0), sizes.get("audio_backbone", 0)
         return {
             "model": self.label,
             "batch_size": self._args.batch_size,
             "params": sum(sizes.values()),
             "params_backbone": picture,
-            "params_audio_backbone": ears,
-            "params_head": sum(sizes.values()) - picture - ears,
+            "params_audio_backbone": sound,
+            "params_head": sum(sizes.values()) - picture - sound,
             "gflops": cost["flops"] / 1e9,
             "gigabytes_touched": cost["bytes accessed"] / 1e9,
             "temporary_megabytes": memory.temp_size_in_bytes / 1e6,
@@ -301,8 +301,8 @@ def make_table(rows: Sequence[dict], time_ratio: float | None = None) -> str:
             if title in TIMES:
                 ratio = time_ratio ** TIMES[title]
             cells.append(f"{ratio:.3f}")
-        shown = zip(cells, widths, strict=True)
-        lines.append(f"{title:<{title_width}}" + "".join(f"  {cell:>{w}}" for cell, w in shown))
+        padded = "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
+        lines.append(f"{title:<{title_width}}" + padded)
     return "\n".join(lines)
 
 

@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for i in np.linspace(0, len(source), args.count, endpoint=False).astype(int):
         clip = fit.map(source[int(i)])
         other = fit.map(source[(int(i) + len(source) // 2) % len(source)])
-        shown = Shown(clip, other, network(clip))
+        sample = Sample(clip, other, network(clip))
         for kind, draw in kinds.items():
-            pictures[kind].append(draw(network, shown))
+            pictures[kind].append(draw(network, sample))
             path = output / kind / f"{clip['id'].replace('/', '_')}.png"
             drawing.write_png(path, pictures[kind][-1])
     for kind, drawn in pictures.items():
@@ -98,6 +98,7 @@ class Network:
         self.names = loaded.class_names
         self.model = loaded.model
         self._variables = loaded.variables
+        self._matmul_precision = loaded.matmul_precision
         self._outputs = jax.jit(lambda v, batch: loaded.model.apply(v, *inputs(batch)))
         self._attention = jax.jit(
             lambda v, batch: catr.query_attention(loaded.model, v, *inputs(batch))
@@ -115,10 +116,19 @@ class Network:
         batch = {name: clip[name][None] for name in ("frames", "waveform", "frame_mask")}
         if waveform is not None:
             batch["waveform"] = waveform[None]
-        return jax.device_get(function(self._variables, batch))
+        with jax.default_matmul_precision(self._matmul_precision):
+            outputs = jax.device_get(function(self._variables, batch))
+        exists = clip["frame_mask"]
+        # Not of `catr.query_attention`, which gives no logits.
+        if "logits" in outputs and not np.isfinite(outputs["logits"][0, exists]).all():
+            raise errors.BadValueError(
+                f"logits of clip {clip['id']} are NaN or infinite; there is nothing to draw. Take "
+                "an earlier checkpoint (--which), or compute in float32 (model.dtype)."
+            )
+        return outputs
 
 
-class Shown(NamedTuple):
+class Sample(NamedTuple):
     """A clip in the pictures, another one whose sound it may be given, and its outputs."""
 
     clip: dict
@@ -141,58 +151,58 @@ def predict_ids(logits: np.ndarray) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def draw_strip(network: Network, shown: Shown) -> np.ndarray:
-    """What every model is shown by: frames, truth, prediction, sound."""
+def draw_strip(network: Network, sample: Sample) -> np.ndarray:
+    """What every model is drawn with: frames, truth, prediction, sound."""
     return drawing.strip(
-        *shown.known(),
-        predict_ids(shown.outputs["logits"][0])[: shown.seconds],
-        shown.clip["waveform"][: SAMPLE_RATE * shown.seconds],
+        *sample.known(),
+        predict_ids(sample.outputs["logits"][0])[: sample.seconds],
+        sample.clip["waveform"][: SAMPLE_RATE * sample.seconds],
         class_names=network.names,
         binary=network.names is None,
     )
 
 
-def draw_confidence(network: Network, shown: Shown) -> np.ndarray:
+def draw_confidence(network: Network, sample: Sample) -> np.ndarray:
     """PCMANet: the answers of its stages and the masks that they hand on."""
     stages = {k: f"stage {k}" for k in (4, 3, 2, 1)}  # coarse to fine
-    logits = dict(zip((1, 2, 3, 4), shown.outputs["stage_logits"], strict=True))
-    masks = dict(zip((4, 3, 2), shown.outputs["masks"], strict=True))
-    seconds = shown.seconds
+    logits = dict(zip((1, 2, 3, 4), sample.outputs["stage_logits"], strict=True))
+    masks = dict(zip((4, 3, 2), sample.outputs["masks"], strict=True))
+    seconds = sample.seconds
     return drawing.confidence_strip(
-        *shown.known(),
+        *sample.known(),
         {name: predict_ids(logits[k][0])[:seconds] for k, name in stages.items()},
         {stages[k]: mask[0, :seconds] for k, mask in masks.items()},
-        shown.clip["waveform"][: SAMPLE_RATE * seconds],
+        sample.clip["waveform"][: SAMPLE_RATE * seconds],
         class_names=network.names,
         binary=network.names is None,
     )
 
 
-def draw_listening(network: Network, shown: Shown) -> np.ndarray:
+def draw_listening(network: Network, sample: Sample) -> np.ndarray:
     """CATR: its chosen queries' attention, and what it marks when it hears something else."""
-    seconds = shown.seconds
-    weights, on_sound = (x[0, :seconds] for x in network.attention(shown.clip))
-    queries = shown.outputs["query"][0, :seconds]
+    seconds = sample.seconds
+    weights, on_sound = (x[0, :seconds] for x in network.attention(sample.clip))
+    queries = sample.outputs["query"][0, :seconds]
     notes = [f"query {query}" for query in queries]
     if network.model.mode == "reference":  # in `paper` the memory of the decoder has no sound
         notes = [f"{a}, {b:.0%} on sound" for a, b in zip(notes, on_sound, strict=True)]
-    own, other = shown.clip["waveform"], shown.other["waveform"]
-    heard = {}
+    own, other = sample.clip["waveform"], sample.other["waveform"]
+    masks = {}
     for name, sound in {"own sound": own, "another clip's": other, "no sound": 0 * own}.items():
-        logits = network(shown.clip, sound)["logits"]
-        heard[name] = (predict_ids(logits[0])[:seconds], sound[: SAMPLE_RATE * seconds])
+        logits = network(sample.clip, sound)["logits"]
+        masks[name] = (predict_ids(logits[0])[:seconds], sound[: SAMPLE_RATE * seconds])
     return drawing.listening_strip(
-        *shown.known(),
+        *sample.known(),
         weights,
         notes,
-        heard,
+        masks,
         class_names=network.names,
         binary=network.names is None,
     )
 
 
 # model name -> {folder of the pictures: (network, clip) -> picture}
-INSIDE: dict[str, dict[str, Callable[[Network, Shown], np.ndarray]]] = {
+INSIDE: dict[str, dict[str, Callable[[Network, Sample], np.ndarray]]] = {
     "pcmanet": {"confidence": draw_confidence},
     "catr": {"listening": draw_listening},
 }

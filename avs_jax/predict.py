@@ -41,7 +41,7 @@ from avs_jax.media.video_writer import OverlayWriter, check_folder, check_output
 from avs_jax.models.forward import make_forward
 from avs_jax.types import Array, Float, UInt8
 from avs_jax.weights import open_model
-from avs_jax.weights.trained import Loaded
+from avs_jax.weights.trained import MATMUL_PRECISIONS, Loaded
 
 _ROWS = 8  # of upsampled logits at a time: those of 71 classes for a 4K frame would take 2.4 GB
 _MASK_NAME = re.compile(r"\d{6,}\.\d{3}\.png")
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> None:
     data = loaded.config.data
     summary = predict_video(
         info,
-        compile_forward(loaded),
+        compile_forward(loaded, args.matmul_precision),
         size=data.size,
         seconds=data.seconds,
         frame_offset=float(data.frame_offset),
@@ -100,6 +100,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--allow_silent", "--allow-silent", action="store_true", help="take no sound as silence")
     add("--threshold", type=float, default=0.5, help="of a sounding pixel's probability (0.5)")
     add("--batch_size", "--batch-size", type=int, default=1, help="clips at a time (default: 1)")
+    add(
+        "--matmul_precision",
+        choices=MATMUL_PRECISIONS,
+        help="of products in float32 (default: as the run's config says; converted weights: "
+        "highest)",
+    )
     args = parser.parse_args(_mark_paths(parser, sys.argv[1:] if argv is None else argv))
     if not args.output and not args.masks:
         raise errors.BadValueError("nothing to write: give --output FILE.mp4, --masks DIR or both.")
@@ -128,8 +134,11 @@ def _mark_paths(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[st
     return marked
 
 
-def compile_forward(loaded: Loaded) -> Callable:
-    """The checkpoint's model as `predict_video` wants it: one compiled function per shape."""
+def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Callable:
+    """The checkpoint's model as `predict_video` wants it: one compiled function per shape.
+
+    matmul_precision: see `jax.default_matmul_precision`; None: `loaded.matmul_precision`.
+    """
     data = loaded.config.data
     apply = jax.jit(
         make_forward(
@@ -142,7 +151,8 @@ def compile_forward(loaded: Loaded) -> Callable:
 
     def forward(frames, waveform, frame_mask):
         batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
-        return apply(loaded.variables, batch)
+        with jax.default_matmul_precision(matmul_precision or loaded.matmul_precision):
+            return apply(loaded.variables, batch)
 
     return forward
 
@@ -300,9 +310,12 @@ def predict_masks(
     Args:
       forward: `forward(frames u8[b t size size 3], waveform f32[b 16000 * t], frame_mask bool[b t])
         -> logits f32[b t h w k]` with b = batch_size and t = seconds, always of the same shapes:
-        the last clip is padded with masked frames, the last batch with copies.
+        a film shorter than a clip is padded with masked frames, the last batch with copies.
       size, seconds, frame_offset, fps, allow_silent: see `video.read_clips`.
       threshold: probability above which a pixel sounds (k = 1); else the likeliest class is taken.
+
+    Raises:
+      BadValueError: logits of a frame that exists are NaN or infinite; with the times.
     """
     clips = read_clips(
         info,
@@ -348,13 +361,30 @@ def _run_batches(
                 np.stack([clip.waveform for clip in full]),
                 np.stack([clip.frame_mask for clip in full]),
             )
-            started = (batch, decide(jnp.asarray(logits)), logits.shape[-1] == 1)
+            logits = jnp.asarray(logits)
+            finite = jnp.isfinite(logits).all((2, 3, 4))
+            started = (batch, decide(logits), finite, logits.shape[-1] == 1)
         if running is not None:
-            for clip, masks in zip(running[0], np.asarray(running[1]), strict=False):
-                yield clip, masks, running[2]
+            clips_run, masks, finite, binary = running
+            for clip, clip_masks, good in zip(
+                clips_run, np.asarray(masks), np.asarray(finite), strict=False
+            ):
+                _check_finite(clip, good)
+                yield clip, clip_masks, binary
         if started is None:
             return
         running = started
+
+
+def _check_finite(clip: Clip, finite: np.ndarray) -> None:
+    bad = clip.times[clip.frame_mask & ~finite]
+    if len(bad):
+        times = ", ".join(f"{time:.3f}" for time in bad if np.isfinite(time)) or "before it"
+        raise errors.BadValueError(
+            f"logits are NaN or infinite in {len(bad)} frame(s) of the clip that ends at "
+            f"{np.nanmax(clip.times):.3f} s (at {times}); no mask can be made of them. Take an "
+            "earlier checkpoint (--which), or compute in float32 (model.dtype)."
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "threshold"))
@@ -390,10 +420,10 @@ def masks_from_logits(
 
 def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each new pixel the two old ones it lies between, and the weight of the second."""
-    place = (np.arange(new_size) + 0.5) * size / new_size - 0.5
-    place = place.clip(0, size - 1)
-    first = place.astype(np.int32)
-    return first, np.minimum(first + 1, size - 1), (place - first).astype(np.float32)
+    centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    centre = centre.clip(0, size - 1)
+    first = centre.astype(np.int32)
+    return first, np.minimum(first + 1, size - 1), (centre - first).astype(np.float32)
 
 
 class _Nearest:

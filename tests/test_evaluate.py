@@ -50,11 +50,12 @@ def make_config(data_dir, subset="ms3"):
     return config.lock()
 
 
-def save_run(workdir, config, fill_variables):
+def save_run(workdir, config, fill_variables, seed=0, factor=1.0):
     """A model that was never trained, saved as a run's best."""
     model = build_model(config)
     inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(config.data.seconds, 32)]
-    variables = jax.tree.map(jnp.asarray, fill_variables(model, *inputs))
+    variables = jax.tree.map(jnp.asarray, fill_variables(model, *inputs, seed=seed))
+    variables["params"] = jax.tree.map(lambda x: x * factor, variables["params"])
     checkpoints = Checkpoints(str(workdir), config)
     train_state = state.TrainState(
         jnp.asarray(7), variables["params"], variables["batch_stats"], opt_state={}
@@ -154,10 +155,10 @@ def test_every_family_has_its_figures(everything):
     assert results["interval/miou_low"] <= results["test/miou"] <= results["interval/miou_high"]
 
 
-def test_robust_family_hears_every_sound(everything):
+def test_robust_family_has_every_sound(everything):
     results = json.loads((everything / "results.json").read_text())
-    heard = {name.split("/")[1] for name in results if name.startswith("robust/")}
-    assert heard == {"mute", "noise", "offscreen", "swap", "shift"}
+    found = {name.split("/")[1] for name in results if name.startswith("robust/")}
+    assert found == {"mute", "noise", "offscreen", "swap", "shift"}
 
 
 def test_details_are_by_clip_and_group(everything):
@@ -219,23 +220,152 @@ def test_semantic_model_is_reported_by_class(tmp_path, fill_variables):
     assert results["paper/padded_frames"] is True and "paper/miou_without_last_class" in results
 
 
-def test_converted_weights_are_evaluated_by_their_config(run, evaluated, tmp_path):
+@pytest.fixture(scope="module")
+def converted_run(run, tmp_path_factory):
+    """(folder of the run's weights as converted ones, the config file they are for)."""
+    folder = tmp_path_factory.mktemp("weights")
     loaded = trained.load_model(str(run[0]))
     fields = loaded.config.model.to_dict()
     converted.save_converted(
-        str(tmp_path / "converted"), fields.pop("name"), loaded.variables, {}, **fields
+        str(folder / "converted"), fields.pop("name"), loaded.variables, {}, **fields
     )
-    file = tmp_path / "config.py"
+    file = folder / "config.py"
     file.write_text(
         "import ml_collections\n"
         f"def get_config(arguments):\n"
         f"    return ml_collections.ConfigDict({json.loads(loaded.config.to_json())!r})\n"
     )
-    evaluate.main(
-        ["--checkpoint", str(tmp_path / "converted"), "--config", str(file), "--sounds", "own"]
-    )
-    results = json.loads((tmp_path / "converted" / "results.json").read_text())
+    return folder / "converted", file
+
+
+def test_converted_weights_are_evaluated_by_their_config(converted_run, evaluated):
+    folder, file = converted_run
+    evaluate.main(["--checkpoint", str(folder), "--config", str(file), "--sounds", "own"])
+    results = json.loads((folder / "results.json").read_text())
     assert results["test/miou"] == evaluated[0]["test/miou"]
+    assert results["matmul_precision"] == "highest"
+
+
+# ------------------------------------------------------------------------- seeds, views, precision
+
+
+@pytest.fixture(scope="module")
+def seeds(run, tmp_path_factory, fill_variables):
+    """(folders of three runs, folder of their evaluation together)."""
+    folders = [run[0]]
+    for seed in (1, 2):
+        folders.append(tmp_path_factory.mktemp(f"seed{seed}"))
+        save_run(folders[-1], make_config(run[1]), fill_variables, seed=seed)
+    output = tmp_path_factory.mktemp("seeds")
+    checkpoints = ",".join(map(str, folders))
+    evaluate.main(["--checkpoint", checkpoints, "--output", str(output), "--metrics", "strict"])
+    return folders, output
+
+
+def test_several_runs_give_mean_and_deviation_of_every_figure(seeds):
+    folders, output = seeds
+    together = json.loads((output / "results.json").read_text())
+    alone = [json.loads((output / f"run_{i}" / "results.json").read_text()) for i in range(3)]
+    assert [run["checkpoint"] for run in alone] == list(map(str, folders))
+    assert len({run["test/miou_mute"] for run in alone}) > 1
+    for name in ("test/miou", "test/miou_mute", "strict/f_measure", "interval/miou_low"):
+        values = [run[name] for run in alone]
+        assert together[name] == pytest.approx(np.mean(values))
+        assert together[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
+    assert together["clips"] == CLIPS and together["runs"][str(folders[1])] == alone[1]
+
+
+def test_one_of_several_runs_has_the_figures_it_has_alone(seeds, evaluated):
+    together = json.loads((seeds[1] / "results.json").read_text())
+    alone = together["runs"][str(seeds[0][0])]
+    assert alone["test/miou_swap"] == evaluated[0]["test/miou_swap"]
+
+
+def test_table_of_several_runs_has_a_column_for_each(seeds):
+    folders, output = seeds
+    header = (output / "results.md").read_text().splitlines()[0]
+    assert header == f"| 3 runs | mean | std | {' | '.join(map(str, folders))} |"
+
+
+def test_runs_of_different_models_are_not_averaged(run, tmp_path, fill_variables):
+    config = make_config(run[1])
+    with config.unlocked():
+        config.model.late_hidden = 8
+    save_run(tmp_path / "other", config, fill_variables)
+    with pytest.raises(errors.BadValueError, match=r"model\.late_hidden is 8 there and 16"):
+        evaluate.main(
+            ["--checkpoint", f"{run[0]},{tmp_path / 'other'}", "--output", str(tmp_path / "out")]
+        )
+
+
+def _evaluate(run, output, *arguments):
+    evaluate.main(
+        ["--checkpoint", str(run[0]), "--output", str(output), "--sounds", "own", *arguments]
+    )
+    return json.loads((output / "results.json").read_text())
+
+
+def test_other_size_is_scored_at_that_size(run, evaluated, tmp_path):
+    results = _evaluate(run, tmp_path, "--size", "64")
+    assert results["size"] == 64 and results["test/miou"] != evaluated[0]["test/miou"]
+
+
+def test_augmentation_of_the_test_changes_the_figures_and_is_told(run, evaluated, tmp_path):
+    results = _evaluate(run, tmp_path, "--tta", "flip,scales")
+    assert results["tta"] == "flip,scales" and evaluated[0]["tta"] == "none"
+    assert results["test/f_measure"] != evaluated[0]["test/f_measure"]
+    assert 0 < results["test/miou"] < 1
+
+
+def test_weights_that_give_nan_fail_the_run_with_the_clips(run, tmp_path, fill_variables):
+    save_run(tmp_path, make_config(run[1]), fill_variables, factor=np.nan)
+    for metrics in ("robust", "strict", "paper"):
+        with pytest.raises(errors.BadValueError, match=r"NaN or infinite in 25 of 25 frames.*ms3"):
+            evaluate.main(["--checkpoint", str(tmp_path), "--metrics", metrics])
+
+
+def _precisions(run, monkeypatch, directory, *arguments):
+    """The precisions of the products in the programs that an evaluation lowers."""
+    lowered = []
+
+    def lower(self, variables, track):
+        batch = next(iter(self.batches))
+        inputs = {name: batch[name] for name in ("frames", "frame_mask")}
+        inputs["waveform"] = batch["waveform/own"]
+        text = (
+            jax.jit(lambda v, b: self.network.decide(v, self.network.see(v, b), b))
+            .lower(variables, inputs)
+            .as_text()
+        )
+        lowered.append(text)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate.Evaluator, "records", lower)
+    with pytest.raises(InterruptedError):
+        evaluate.main(["--checkpoint", str(directory), *arguments])
+    products = [line for line in lowered[0].splitlines() if "stablehlo.dot_general" in line]
+    products += [line for line in lowered[0].splitlines() if "stablehlo.convolution" in line]
+    assert len(products) > 20
+    return {name for name in ("HIGHEST", "DEFAULT") for line in products if name in line}
+
+
+def test_program_of_a_run_is_lowered_as_it_was_trained(run, monkeypatch):
+    assert "DEFAULT" in _precisions(run, monkeypatch, run[0])  # the rest are resizes and log-mel
+
+
+def test_program_is_lowered_with_the_precision_asked_for(run, monkeypatch):
+    found = _precisions(run, monkeypatch, run[0], "--matmul_precision", "highest")
+    assert found == {"HIGHEST"}
+
+
+def test_program_of_converted_weights_is_lowered_with_the_highest_precision(
+    converted_run, run, monkeypatch
+):
+    directory, file = converted_run
+    assert _precisions(run, monkeypatch, directory, "--config", str(file)) == {"HIGHEST"}
+    assert "DEFAULT" in _precisions(
+        run, monkeypatch, directory, "--config", str(file), "--matmul_precision", "default"
+    )
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -308,6 +438,22 @@ def test_batch_size_that_the_devices_cannot_share_is_refused(run):
 
 def test_batches_of_no_videos_are_refused_before_work_starts(run):
     _refuse(run, errors.BadValueError, "--f_batch_videos=0: wanted 1", "--f_batch_videos=0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "a,b"], "several runs have no folder in common for their mean; add --o"),
+        (["--checkpoint", "a,a", "--output", "o"], "wanted the folders of different runs"),
+        (["--checkpoint", "a,b", "--output", "o", "--save_masks", "m"], "one run at a time"),
+        (["--checkpoint", "a", "--size", "0"], "--size=0: wanted a number of pixels"),
+        (["--checkpoint", "a", "--tta", "flop"], "test-time augmentation 'flop'; known: all, flip"),
+    ],
+    ids=lambda x: x[-1] if isinstance(x, list) else "",
+)
+def test_arguments_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(errors.InputError, match=message):
+        evaluate.main(arguments)
 
 
 def test_unwritable_output_is_refused(run, tmp_path):

@@ -117,14 +117,14 @@ def test_each_of_more_masks_hears_the_second_around_it(tmp_path):
     class Loudest(RedWhileLoud):
         def __call__(self, frames, waveform, frame_mask):
             loudness = np.abs(waveform.reshape(*frames.shape[:2], 16_000)).mean(-1)
-            self.heard = [*getattr(self, "heard", []), *loudness.ravel()]
+            self.loudness = [*getattr(self, "loudness", []), *loudness.ravel()]
             return super().__call__(frames, waveform, frame_mask)
 
     forward = Loudest()
     path = make_film(tmp_path / "a.mp4", sound=sound)
     predict_masks(path, forward, fps=4)
     # Clips of 2 s by phases: second 1 of phase 2 is the one from 1.5 s on.
-    assert int(np.argmax(forward.heard)) == 2 * 2 + 1
+    assert int(np.argmax(forward.loudness)) == 2 * 2 + 1
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
@@ -142,6 +142,31 @@ def test_the_model_always_sees_one_shape(tmp_path):
     predict_masks(make_film(tmp_path / "a.mp4", seconds=5), forward, batch_size=2)
     assert {shape for shape, _ in forward.calls} == {(2, 2, 32, 32, 3)}
     assert forward.calls[-1][1].tolist() == [[True, True]] * 2  # the last clip, and its copy
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_logits_that_are_no_numbers_fail_with_the_times(tmp_path, classes, batch_size):
+    class Broken(RedWhileLoud):
+        def __call__(self, frames, waveform, frame_mask):
+            logits = super().__call__(frames, waveform, frame_mask)
+            if len(self.calls) * batch_size > 1:
+                logits[-1, 1, 3, 4] = np.nan
+            return logits
+
+    path = make_film(tmp_path / "a.mp4")
+    with pytest.raises(errors.BadValueError, match=r"1 frame\(s\) of .* 3.500 s \(at 3.500\)"):
+        predict_masks(path, Broken(classes), batch_size=batch_size)
+
+
+def test_logits_of_frames_that_do_not_exist_may_be_anything(tmp_path):
+    class Broken(RedWhileLoud):
+        def __call__(self, frames, waveform, frame_mask):
+            logits = super().__call__(frames, waveform, frame_mask)
+            logits[~frame_mask] = np.nan
+            return logits
+
+    assert len(predict_masks(make_film(tmp_path / "a.mp4", seconds=1), Broken())) == 1
 
 
 def test_threshold_is_a_probability(tmp_path):
@@ -443,7 +468,9 @@ def test_missing_checkpoint_is_an_error(tmp_path):
     assert os.listdir(tmp_path) == ["a.mp4"]
 
 
-def test_program_segments_a_film_with_a_model(tmp_path, fill_variables, monkeypatch, capsys):
+@pytest.fixture
+def loaded(fill_variables):
+    """A small model that was never trained, at step 7."""
     model = {
         "name": "avesformer",
         "backbone": "small_resnet",
@@ -456,7 +483,31 @@ def test_program_segments_a_film_with_a_model(tmp_path, fill_variables, monkeypa
     module = get_model(**model)
     inputs = jnp.zeros((1, 2, 32, 32, 3)), jnp.zeros((1, 2, 96, 64))
     variables = fill_variables(module, *inputs)
-    loaded = trained.Loaded(config, module, variables, 7)
+    return trained.Loaded(config, module, variables, 7)
+
+
+@pytest.mark.parametrize(
+    ("step", "asked", "config", "expected"),
+    [
+        (7, None, None, "DEFAULT"),
+        (7, None, "highest", "HIGHEST"),
+        (7, "highest", None, "HIGHEST"),
+        (0, None, "default", "HIGHEST"),  # converted weights
+        (0, "default", None, "DEFAULT"),
+    ],
+)
+def test_program_is_lowered_with_the_precision(loaded, step, asked, config, expected):
+    config = dict(loaded.config) | ({"matmul_precision": config} if config else {})
+    loaded = loaded._replace(step=step, config=ml_collections.FrozenConfigDict(config))
+    forward = predict.compile_forward(loaded, asked)
+    inputs = jnp.zeros((1, 2, 32, 32, 3), np.uint8), jnp.zeros((1, 32_000)), jnp.ones((1, 2), bool)
+    lines = jax.jit(forward).lower(*inputs).as_text().splitlines()
+    convolutions = [line for line in lines if "stablehlo.convolution" in line]
+    assert len(convolutions) > 10
+    assert all(expected in line for line in convolutions)
+
+
+def test_program_segments_a_film_with_a_model(tmp_path, loaded, monkeypatch, capsys):
     monkeypatch.setattr(predict, "open_model", lambda directory, which, config: loaded)
     monkeypatch.setattr(predict.devices, "start_jax", lambda: None)
     path = make_film(tmp_path / "a.mp4", seconds=3)

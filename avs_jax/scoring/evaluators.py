@@ -77,6 +77,7 @@ class Evaluator:
         on_masks: Callable[[Clip, np.ndarray], Any] | None = None,
         original_size: bool = False,
     ):
+        self.network = network
         self.kind = "binary" if config.model.num_classes == 1 else "semantic"
         self.split = split_name(config.eval.split)
         self.sounds = tuple(config.eval.sounds)
@@ -91,7 +92,7 @@ class Evaluator:
                 "set eval.oracle=False."
             )
         self.batches = self._make_batches(config, source, batch_size, original_size)
-        self._compile(network, original_size)
+        self._compile(original_size)
 
     def _make_batches(self, config, source, batch_size, original_size):
         shard = (jax.process_index(), jax.process_count())
@@ -110,7 +111,7 @@ class Evaluator:
             num_threads=config.data.num_threads,
         )
 
-    def _compile(self, network, original_size):
+    def _compile(self, original_size):
         everywhere = NamedSharding(self._sharding.mesh, PartitionSpec())
 
         def score(logits, batch, boundaries, masks):
@@ -125,15 +126,15 @@ class Evaluator:
             return scores | {"index": batch["index"], "real": batch["example_mask"]}
 
         def decide_and_score(variables, seen, batch, boundaries, masks):
-            return score(network.decide(variables, seen, batch), batch, boundaries, masks)
+            return score(self.network.decide(variables, seen, batch), batch, boundaries, masks)
 
         def score_oracle(batch):
             return score(oracle_logits(batch["objects"], self._num_classes), batch, False, False)
 
         static = ("boundaries", "masks")
-        self.see = jax.jit(network.see)
+        self.see = jax.jit(self.network.see)
         # Of several sizes: the network alone; of one: together, so that no logits wait in memory.
-        self.decide = jax.jit(network.decide) if original_size else None
+        self.decide = jax.jit(self.network.decide) if original_size else None
         self.score = jax.jit(score, static_argnames=static, out_shardings=everywhere)
         self.decide_and_score = jax.jit(
             decide_and_score, static_argnames=static, out_shardings=everywhere

@@ -76,7 +76,7 @@ def make_network(
 
 def scaled(size: int, scale: float) -> int:
     """The size of a view in pixels."""
-    return size if scale == 1 else max(round(size * scale / _STRIDE), 1) * _STRIDE
+    return size if scale == 1 else max(int(size * scale / _STRIDE + 0.5), 1) * _STRIDE
 
 
 def flip(network: Network) -> Network:
