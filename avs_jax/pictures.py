@@ -119,8 +119,7 @@ class Network:
         with jax.default_matmul_precision(self._matmul_precision):
             outputs = jax.device_get(function(self._variables, batch))
         exists = clip["frame_mask"]
-        # Not of `catr.query_attention`, which gives no logits.
-        if "logits" in outputs and not np.isfinite(outputs["logits"][0, exists]).all():
+        if function is self._outputs and not np.isfinite(outputs["logits"][0, exists]).all():
             raise errors.BadValueError(
                 f"logits of clip {clip['id']} are NaN or infinite; there is nothing to draw. Take "
                 "an earlier checkpoint (--which), or compute in float32 (model.dtype)."

@@ -1,5 +1,6 @@
 """See and decide, in one view or in several (test-time augmentation)."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,12 @@ def test_average_keeps_nan(classes):
     assert not jnp.isfinite(views.average_logits(jnp.full((2, classes), jnp.nan))).any()
 
 
+@flax.struct.dataclass
+class Seen:
+    frames: jax.Array
+    size: tuple = flax.struct.field(pytree_node=False)
+
+
 class Sizes(nn.Module):
     """A model that keeps the sizes of the pictures it is given."""
 
@@ -75,10 +82,10 @@ class Sizes(nn.Module):
 
     def see(self, frames, frame_mask=None, train=False):
         sizes.append(frames.shape[2])
-        return frames
+        return Seen(frames, frames.shape[2:4])
 
-    def decide(self, frames, log_mel, frame_mask=None, train=False):
-        return {"logits": frames[..., :1]}
+    def decide(self, seen, log_mel, frame_mask=None, train=False):
+        return {"logits": seen.frames[..., :1]}
 
 
 sizes = []
