@@ -1,8 +1,11 @@
-"""Config files: `FILE[:arguments]` -> the config that the file's `get_config(arguments)` gives."""
+"""What a user asks for: config files `FILE[:arguments]`, and names on the command line."""
 
+import argparse
+import os
+import re
 import runpy
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -49,3 +52,18 @@ def differences(here: dict, there: dict, prefix: str = "") -> list[str]:
         elif a != b:
             found.append(f"{prefix}{name} is {b!r} there and {a!r} here")
     return found
+
+
+def mark_paths(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Puts ./ before paths that argparse would take for options: YouTube ids may begin with -."""
+    known = parser._option_string_actions
+    takes_path = {option for option, action in known.items() if action.metavar in ("FILE", "DIR")}
+    marked: list[str] = []
+    for argument in argv:
+        is_value = bool(marked) and marked[-1] in takes_path
+        is_name = argument.startswith("-") and argument not in known
+        is_film = is_name and (
+            os.path.exists(argument) or re.search(r"^-[^-].*\.[a-z]\w*$", argument)
+        )
+        marked.append(f"./{argument}" if is_film or (is_value and is_name) else argument)
+    return marked

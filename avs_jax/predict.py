@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
+from avs_jax.config import mark_paths
 from avs_jax.devices import quiet_libraries
 from avs_jax.media import partial
 from avs_jax.media.drawing import Overlay, write_png
@@ -106,7 +107,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of products in float32 (default: as the run's config says; converted weights: "
         "highest)",
     )
-    args = parser.parse_args(_mark_paths(parser, sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(mark_paths(parser, sys.argv[1:] if argv is None else argv))
     if not args.output and not args.masks:
         raise errors.BadValueError("nothing to write: give --output FILE.mp4, --masks DIR or both.")
     for name in ("fps", "batch_size"):
@@ -117,21 +118,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             f"--threshold={args.threshold}: wanted a probability between 0 and 1."
         )
     return args
-
-
-def _mark_paths(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """Puts ./ before paths that argparse would take for options: YouTube ids may begin with -."""
-    known = parser._option_string_actions
-    takes_path = {option for option, action in known.items() if action.metavar in ("FILE", "DIR")}
-    marked: list[str] = []
-    for argument in argv:
-        is_value = bool(marked) and marked[-1] in takes_path
-        is_name = argument.startswith("-") and argument not in known
-        is_film = is_name and (
-            os.path.exists(argument) or re.search(r"^-[^-].*\.[a-z]\w*$", argument)
-        )
-        marked.append(f"./{argument}" if is_film or (is_value and is_name) else argument)
-    return marked
 
 
 def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Callable:
