@@ -8,6 +8,7 @@ Orbax restores a damaged file without a word where no structure is broken, and r
 So each array's checksum is kept in `meta` and compared after restoring.
 """
 
+import concurrent.futures
 import json
 import os
 import sys
@@ -16,11 +17,11 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from avs_jax import errors
 from avs_jax.config import differences
@@ -173,27 +174,40 @@ def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str)
         )
 
 
-@jax.jit
-def _checksums(leaves: list[Array]) -> Array:
-    """One u32 per array: the sum of its bits, weighted by odd numbers by place. Any changed word of
-    32 bits changes it, and sharding does not."""
+def _sum_bits(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
+    """Of a part of an array: the sum of its words, each times 2 * place + 1 where `place` counts
+    the elements of the whole array of that `shape`. Any changed word of 32 bits changes it."""
+    words = part.view(f"u{part.dtype.itemsize}").astype(np.uint32, copy=False)
+    weighted, stride = 0, 1
+    for axis in reversed(range(len(shape))):  # place = sum over axes of stride * position
+        position = np.arange(*index[axis].indices(shape[axis])[:2], dtype=np.uint32)
+        weighted += stride * int((words @ position).sum(dtype=np.uint32))
+        words = words.sum(-1, dtype=np.uint32)
+        stride *= shape[axis]
+    return 2 * weighted + int(words)
 
-    def one(x):
-        if x.dtype == jnp.bool_:
-            x = x.astype(jnp.uint8)
-        bits = x.dtype.itemsize * 8
-        words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
-        place = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
-        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 
-    return jnp.stack([one(x) for x in leaves])
+def _checksum(x: Array | np.ndarray) -> int:
+    """Of what this process holds of the array, each element once over all processes."""
+    if not isinstance(x, jax.Array):
+        return _sum_bits(x, (slice(None),) * x.ndim, x.shape)
+    own = [shard for shard in x.addressable_shards if shard.replica_id == 0]
+    return sum(_sum_bits(np.asarray(shard.data), shard.index, x.shape) for shard in own)
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
-    """{path: checksum} of every array of `tree`, computed where the arrays are."""
+    """{path: u32 checksum} of every array of `tree`, whatever its sharding.
+
+    By the host, which saving copies the arrays to in any case: on the devices it would be a program
+    to compile for each shape, and those of a whole state take longer than many a save.
+    """
     named = jax.tree_util.tree_leaves_with_path(tree)
-    values = np.asarray(_checksums([leaf for _, leaf in named]))
-    return {path_name(path): int(v) for (path, _), v in zip(named, values, strict=True)}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        values = list(pool.map(_checksum, (leaf for _, leaf in named)))
+    if jax.process_count() > 1:
+        own = np.array([value % 2**32 for value in values], np.uint32)
+        values = multihost_utils.process_allgather(own).sum(0, dtype=np.uint64)
+    return {path_name(path): int(v) % 2**32 for (path, _), v in zip(named, values, strict=True)}
 
 
 def compare_checksums(tree: PyTree, expected: dict[str, int]) -> None:
