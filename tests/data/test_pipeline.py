@@ -1,5 +1,8 @@
 """From random access to batches on devices."""
 
+import threading
+import time
+
 import grain
 import jax
 import numpy as np
@@ -132,6 +135,88 @@ def test_an_iterator_of_another_size_goes_on_where_the_first_stood(source):
     batch, other = next(small), next(large)
     assert batch["id"].tolist() == other["id"].tolist()
     assert other["frames"].shape[2] == 32
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"clips": 9},
+        {"next_index": 3},  # of a version that counted batches
+        {  # the same by two worker processes
+            "next_index_in_cycle": 1,
+            "next_index_in_datasets": 2,
+            "iterators_in_use_indices": [0, 1],
+            "iterators_in_use_states": [{"next_index": 2}, {"next_index": 1}],
+            "exhausted": [0, 0],
+            "future_states": {},
+        },
+    ],
+    ids=["clips", "batches", "batches of workers"],
+)
+def test_a_position_of_any_version_goes_on_at_the_same_clip(saved):
+    whole = train(Clips(10), transforms=(), batch_size=3)
+    take(whole, 3)
+    fresh = train(Clips(10), transforms=(), batch_size=3, num_threads=2)
+    fresh.set_state(saved)
+    assert ids_of(fresh, 4) == ids_of(whole, 4)
+
+
+def test_a_position_holds_for_another_batch_size():
+    small, large = (train(Clips(20), transforms=(), batch_size=size) for size in (3, 6))
+    take(small, 4)
+    large.set_state(small.get_state())
+    assert ids_of(large, 2) == ids_of(small, 4)
+
+
+def test_a_position_of_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"\{'step': 3\}, is of an unknown kind"):
+        train(Clips(10)).set_state({"step": 3})
+
+
+class Watched(Clips):
+    """Notes which thread read which clip; reading takes a moment."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.readers = {}
+
+    def __getitem__(self, index):
+        self.readers[f"clip{index}"] = threading.get_ident()
+        time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+def both_kinds(source):
+    yield train(source, transforms=(), batch_size=8, num_threads=2)
+    yield iter(pipeline.eval_batches(source, batch_size=8, num_threads=2))
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["training", "evaluation"])
+def test_all_threads_work_at_the_first_batch(kind):
+    source = Watched(80)
+    batch = next(list(both_kinds(source))[kind])
+    assert len({source.readers[name] for name in batch["id"]}) == 2
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["training", "evaluation"])
+def test_one_batch_is_read_ahead_and_no_more(kind):
+    source = Watched(80)
+    batches = list(both_kinds(source))[kind]
+    next(batches)
+    time.sleep(0.5)  # more than reading all of them takes
+    assert len(source.readers) == 16
+
+
+@pytest.mark.slow
+def test_a_position_holds_for_another_number_of_workers():
+    one, two = (
+        train(Clips(10), transforms=(), num_workers=number, batch_size=3) for number in (0, 2)
+    )
+    take(two, 3)
+    one.set_state(two.get_state())
+    expected = ids_of(one, 3)
+    assert ids_of(two, 3) == expected
+    two.close()
 
 
 @pytest.mark.slow
