@@ -19,9 +19,9 @@ from collections import deque
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
@@ -35,6 +35,7 @@ from avs_jax.scoring.views import make_network
 from avs_jax.training import optim, state
 from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.training.logs import Logs
+from avs_jax.training.progress import MAX_IN_FLIGHT, Progress
 from avs_jax.weights import merge_init, trained
 from avs_jax.weights.trained import build_model
 
@@ -167,12 +168,13 @@ def train(config, workdir, distributed=False, stop=None):
             ema_decay=config.ema_decay,
         )
         names = jax.eval_shape(step_fn, state_shapes, batch_shapes)[1].keys()
-        totals = state.empty_totals(names, mesh)
+        empty_totals = state.make_empty_totals(names, mesh)
+        totals = empty_totals()
         began = time.monotonic()
         counted = jax.jit(
             state.count_steps(step_fn),
             donate_argnums=(0, 1),
-            out_shardings=(shardings, devices.replicated(mesh)),
+            out_shardings=(shardings, devices.replicated(mesh), devices.replicated(mesh)),
         )
         compiled[first] = counted.lower(state_shapes, totals, batch_shapes).compile()
         logs.say(f"train step for {size} x {size} compiled in {time.monotonic() - began:.1f} s")
@@ -195,19 +197,22 @@ def train(config, workdir, distributed=False, stop=None):
     )
 
     # ---------------------------------------------------------------- loop
-    seconds_before = trained.last_value(logs.path, "train/seconds") or 0.0
-    recent_ids = deque(maxlen=config.log_every)
-    loop_began = time.monotonic()
-    logs.say(f"ready after {loop_began - started:.1f} s; steps {start + 1} to {steps}")
-    bar = tqdm(total=steps, initial=start, unit="step", disable=not logs.main, dynamic_ncols=True)
-    log_began, log_step = loop_began, start
+    logs.say(f"ready after {time.monotonic() - started:.1f} s; steps {start + 1} to {steps}")
+    progress = Progress(
+        logs,
+        start=start,
+        steps=steps,
+        batch_size=config.batch_size,
+        rates=jax.device_get(jax.vmap(schedule)(jnp.arange(steps))),
+        seconds_before=trained.last_value(logs.path, "train/seconds") or 0.0,
+    )
+    recent_ids = deque(maxlen=config.log_every + MAX_IN_FLIGHT + 1)
     for step in range(start + 1, steps + 1):
         batch, ids = pipeline.to_device(next(batches), clips)
         batch = {name: batch[name] for name in batch_shapes}
         recent_ids.append((step, ids))
         run_step = compiled[max(first for first in compiled if first < step)]
-        train_state, totals = run_step(train_state, totals, batch)
-        bar.update()
+        train_state, totals, token = run_step(train_state, totals, batch)
 
         last = step == steps
         stopping = stop.is_set() or checkpoints.reached_preemption(step)
@@ -215,22 +220,14 @@ def train(config, workdir, distributed=False, stop=None):
         evaluate = last or (step % config.eval.every == 0 and not stopping)
         save = last or stopping or step % config.checkpoint_every == 0
         if step % config.log_every == 0 or evaluate or save:
-            numbers = jax.device_get(totals)
-            if numbers["bad_step"] >= 0:
-                bar.close()
-                raise not_finite(int(numbers["bad_step"]), recent_ids, checkpoints)
-            now = time.monotonic()
-            scalars = {f"train/{k}": v / numbers["count"] for k, v in numbers["sums"].items()}
-            scalars["train/learning_rate"] = schedule(step - 1)
-            scalars["train/clips_per_second"] = (
-                (step - log_step) * config.batch_size / (now - log_began)
-            )
-            scalars["train/seconds"] = seconds_before + now - loop_began
-            logs.write(step, scalars)
-            bar.set_postfix_str(
-                f"loss {scalars['train/loss']:.4f}, {scalars['train/clips_per_second']:.1f} clips/s"
-            )
-            totals = state.empty_totals(numbers["sums"], mesh)
+            progress.end_interval(step, totals)
+            totals = empty_totals()
+        progress.dispatched(token)
+        if evaluate or save:
+            progress.wait()
+        if progress.bad_step is not None:
+            progress.close()
+            raise not_finite(progress.bad_step, recent_ids, checkpoints)
         if evaluate:
             scores = dict(evaluator.run(train_state.variables()))
             logs.write(step, scores)
@@ -240,12 +237,12 @@ def train(config, workdir, distributed=False, stop=None):
             stopping = stopping or stop.is_set()
         if save or stopping:
             checkpoints.save(train_state, batches)
-        if step % config.log_every == 0 or evaluate or save:
-            log_began, log_step = time.monotonic(), step
+        if evaluate or save:
+            progress.resume()
         if stopping and not last:
             logs.say(f"SIGTERM: saved step {step}; the same command goes on from there")
             break
-    bar.close()
+    progress.close()
     checkpoints.close()
     logs.close()
 

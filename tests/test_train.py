@@ -46,10 +46,18 @@ def run(data_dir, tmp_path_factory):
     """`run(workdir, steps, devices=1, **fields)` -> a started train program."""
     cache = str(tmp_path_factory.mktemp("xla"))  # what one run compiled, the next one reuses
 
-    def start(workdir, steps=4, devices=1, config=None, environment=None, **fields):
+    def start(
+        workdir,
+        steps=4,
+        devices=1,
+        config=None,
+        environment=None,
+        program="avs_jax.train",
+        **fields,
+    ):
         config = config or f"configs/quickstart.py:steps={steps}"
         fields = TINY | {"data.data_dir": data_dir} | fields
-        command = [sys.executable, "-m", "avs_jax.train", "--config", config]
+        command = [sys.executable, "-m", program, "--config", config]
         command += [f"--workdir={workdir}"]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
         variables = os.environ | {
@@ -265,6 +273,13 @@ def test_a_field_that_cannot_be_is_refused(data_dir, tmp_path, fields, error):
 def test_a_workdir_that_is_not_writable_is_refused_before_work_starts():
     with pytest.raises(errors.BadValueError, match="--workdir /proc/nowhere is not writable"):
         train.make_workdir("/proc/nowhere")
+
+
+@pytest.mark.slow
+def test_the_loop_makes_no_implicit_transfer(run, tmp_path):
+    output = finish(run(tmp_path, steps=6, program="tests.training.guarded_train"))
+    assert "steps without an implicit transfer: 6" in output
+    assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow

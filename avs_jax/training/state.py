@@ -206,10 +206,11 @@ def make_train_step(
 
 
 def count_steps(step: Callable) -> Callable:
-    """`step` with running totals: `(state, totals, batch) -> (state, totals)`.
+    """`step` with running totals: `(state, totals, batch) -> (state, totals, token)`.
 
     Sums stay on the device, so that the host reads numbers only when it logs them. `bad_step` is
-    the first step whose loss or gradient was NaN or infinite, else -1.
+    the first step whose loss or gradient was NaN or infinite, else -1. The token, bool[], is there
+    to wait for: state and totals are donated to the next step.
     """
 
     def counted(state, totals, batch):
@@ -221,13 +222,14 @@ def count_steps(step: Callable) -> Callable:
             "count": totals["count"] + 1,
             "bad_step": jnp.where(first_bad, new.step, totals["bad_step"]),
         }
-        return new, totals
+        return new, totals, finite
 
     return counted
 
 
-def empty_totals(names: Iterable[str], mesh: Mesh) -> PyTree:
-    """Totals of no step, on every device of `mesh`."""
+def make_empty_totals(names: Iterable[str], mesh: Mesh) -> Callable[[], PyTree]:
+    """-> function that gives totals of no step, on every device of `mesh`; compiled once."""
+    names = tuple(names)
 
     def create():
         return {
@@ -237,4 +239,4 @@ def empty_totals(names: Iterable[str], mesh: Mesh) -> PyTree:
         }
 
     # Under jit, so that on several hosts no array has to be compared between them.
-    return jax.jit(create, out_shardings=NamedSharding(mesh, PartitionSpec()))()
+    return jax.jit(create, out_shardings=NamedSharding(mesh, PartitionSpec()))

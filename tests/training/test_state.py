@@ -170,8 +170,8 @@ def test_totals_remember_the_first_bad_step():
 
     counted = state.count_steps(step)
     current = state.TrainState(jnp.int32(0), {}, {}, {})
-    totals = state.empty_totals(["loss", "grad_norm"], devices.make_mesh())
+    totals = state.make_empty_totals(["loss", "grad_norm"], devices.make_mesh())()
     for loss in (1.0, np.nan, 2.0, np.inf):
-        current, totals = counted(current, totals, jnp.float32(loss))
+        current, totals, _ = counted(current, totals, jnp.float32(loss))
     assert int(totals["bad_step"]) == 2
     assert int(totals["count"]) == 4
