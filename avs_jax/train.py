@@ -32,7 +32,7 @@ from avs_jax.models import get_loss
 from avs_jax.models.forward import count_params, init_shapes
 from avs_jax.scoring.evaluators import Evaluator, split_name
 from avs_jax.scoring.views import make_network
-from avs_jax.training import optim, state
+from avs_jax.training import freezing, optim, state
 from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.training.logs import Logs
 from avs_jax.training.progress import MAX_IN_FLIGHT, Progress
@@ -92,7 +92,9 @@ def train(config, workdir, distributed=False, stop=None):
 
     # ---------------------------------------------------------------- model and state
     model = build_model(config, norm_devices=mesh.size)
-    variables = init_shapes(model, config.data.seconds, config.data.size)
+    params = init_shapes(model, config.data.seconds, config.data.size)["params"]
+    frozen = freezing.find_frozen(params, config.optimizer.freeze, config.model.norm)
+    model = build_model(config, norm_devices=mesh.size, frozen=frozen.modules)
     settings = config.optimizer.to_dict()
     schedule = optim.make_schedule(
         settings.pop("learning_rate"),
@@ -100,7 +102,7 @@ def train(config, workdir, distributed=False, stop=None):
         warmup_steps=settings.pop("warmup_steps"),
         decay=settings.pop("decay"),
     )
-    optimizer = optim.make_optimizer(variables["params"], schedule, **settings)
+    optimizer = optim.make_optimizer(params, schedule, **settings)
     create_state, state_shapes = state.plan_state(
         model,
         optimizer,
@@ -109,8 +111,12 @@ def train(config, workdir, distributed=False, stop=None):
         size=config.data.size,
         seed=config.seed,
         ema_decay=config.ema_decay,
+        frozen=frozen,
+        sharding_rules=config.sharding_rules,
     )
-    logs.say(f"{config.model.name}: {count_params(state_shapes.params):,} parameters")
+    learning, _ = freezing.split(params, frozen.params)
+    numbers = f"{count_params(params):,} parameters, of which {count_params(learning):,} learn"
+    logs.say(f"{config.model.name}: {numbers}")
 
     # ---------------------------------------------------------------- go on, or start
     train_state = checkpoints.restore(state_shapes, batches)
@@ -128,13 +134,8 @@ def train(config, workdir, distributed=False, stop=None):
             train_state = train_state.with_variables(variables)
             for line in report:
                 logs.say(line)
-        for part in optim.frozen_parts(train_state.params, config.optimizer.freeze):
-            if part in config.init_from and part not in given and "model" not in given:
-                logs.say(
-                    f"CAREFUL: {part} starts from random numbers and never learns (optimizer.freeze"
-                    f"); give it weights: --config.init_from.{part}=DIR (of `python -m "
-                    'avs_jax.convert`, see README, "Fidelity")'
-                )
+        for line in warn_of_random_parts(config, params, given):
+            logs.say(line)
     start = int(train_state.step)
     if start >= steps:
         logs.say(f"nothing to do: step {start} of {steps} is reached; more with --config.steps")
@@ -166,7 +167,9 @@ def train(config, workdir, distributed=False, stop=None):
             seed=config.seed,
             accumulate=config.accumulate,
             ema_decay=config.ema_decay,
+            frozen=frozen,
         )
+        step_fn = state.at_precision(step_fn, config.matmul_precision)
         names = jax.eval_shape(step_fn, state_shapes, batch_shapes)[1].keys()
         empty_totals = state.make_empty_totals(names, mesh)
         totals = empty_totals()
@@ -265,6 +268,9 @@ def check_config(config, mesh) -> None:
         raise errors.BadValueError(
             f"size_schedule={config.size_schedule}: wanted ((0, size), (later step, size), ...)."
         )
+    precisions = ("default", "high", "highest")
+    if config.matmul_precision not in (None, *precisions):
+        raise errors.unknown_name("matmul_precision", config.matmul_precision, precisions)
     for name in ("num_tags", "num_semantic"):
         if 0 < config.model.get(name, 0) < config.model.num_classes - 1:
             raise errors.BadValueError(
@@ -276,6 +282,27 @@ def check_config(config, mesh) -> None:
             f"eval.sounds={config.eval.sounds}: training keeps the best model by its score with "
             "the clips' own sound; add 'own'."
         )
+
+
+def warn_of_random_parts(config, params, given) -> list[str]:
+    """A line for each backbone that starts from random numbers and learns slowly or never: the rest
+    of the network would have to make do with its noise."""
+    rates = optim.part_rates(params, config.optimizer.freeze, config.optimizer.rate_rules)
+    lines = []
+    for part, rate in rates.items():
+        if rate >= 1 or part in given or "model" in given or part not in config.init_from:
+            continue
+        how = (
+            f"learns at {rate:.2g} of the rate (optimizer.rate_rules)"
+            if rate
+            else "never learns (optimizer.freeze)"
+        )
+        lines.append(
+            f"CAREFUL: {part} starts from random numbers and {how}; give it weights: "
+            f"--config.init_from.{part}=DIR (of `python -m avs_jax.convert`, see README, "
+            f'"Fidelity"), or let it learn at the full rate'
+        )
+    return lines
 
 
 def make_workdir(workdir: str) -> Path:

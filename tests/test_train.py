@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from avs_jax import errors, train
+from avs_jax.models.forward import init_shapes
 from avs_jax.weights import trained
 from tests.data.tiny import build_tiny
 
@@ -246,6 +247,31 @@ def test_a_bad_config_is_refused_with_what_is_known(monkeypatch, arguments, erro
 
 
 @pytest.mark.parametrize(
+    "name, arguments, fields, given, told",
+    [
+        ("avesformer", "subset=ms3", {}, (), {"backbone": "learns at 0.1 of the rate"}),
+        ("avesformer", "subset=ms3", {"optimizer.rate_rules": ()}, (), {}),
+        ("avesformer", "subset=ms3", {}, ("backbone",), {}),
+        ("avesformer", "subset=ms3", {}, ("model",), None),
+        ("avesformer", None, {"optimizer.freeze": (".*backbone/.*",)}, (), {"backbone": "never"}),
+        ("quickstart", None, {}, (), None),
+    ],
+)
+def test_a_backbone_of_random_numbers_that_hardly_learns_is_announced(
+    name, arguments, fields, given, told
+):
+    get_config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
+    config = get_config(arguments)
+    config.update_from_flattened_dict(fields)
+    shapes = init_shapes(trained.build_model(config), 1, 32)
+    lines = train.warn_of_random_parts(config, shapes["params"], given)
+    expected = {} if told is None else {"audio_backbone": "never learns"} | told
+    assert len(lines) == len(expected)
+    for part, how in expected.items():
+        assert any(f"CAREFUL: {part} starts from random numbers and {how}" in x for x in lines)
+
+
+@pytest.mark.parametrize(
     "fields, error",
     [
         ({"batch_size": 6}, "batch_size=6 is not divisible by the 8 devices"),
@@ -258,6 +284,8 @@ def test_a_bad_config_is_refused_with_what_is_known(monkeypatch, arguments, erro
         ({"steps": 0}, "steps=0: wanted 1 or more"),
         ({"eval.every": 0}, "eval.every=0: wanted 1 or more"),
         ({"optimizer.decay": "linear"}, "unknown learning-rate decay 'linear'; known: constant"),
+        ({"sharding_rules": (("haed/.*", ("fsdp",)),)}, "sharding_rules: the regex 'haed/.*' deci"),
+        ({"matmul_precision": "hihgest"}, "unknown matmul_precision 'hihgest'; known: default"),
     ],
     ids=str,
 )

@@ -1,60 +1,28 @@
-"""The optimiser as one optax chain; who learns, how fast, and who decays, by ordered rules.
+"""The optimiser as one optax chain; how fast parameters learn, and which decay, by ordered rules.
 
-A rule list is [(regex, value), ...]. Parameter paths look like `backbone/layer1_0/conv1/kernel`;
-the first regex that matches the whole path (`re.fullmatch`) wins. A regex that decides nothing is
-a typo and an error.
+Rules: see `rules.py`. What does not learn at all: see `freezing.py`.
 """
 
-import re
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 import optax
 
 from avs_jax import errors
+from avs_jax.training import freezing
+from avs_jax.training.rules import Rules, apply_rules
 from avs_jax.types import PyTree, path_name
-
-Rules = Sequence[tuple[str, float]]
-
-
-def apply_rules(rules: Rules, params: PyTree, default: float, what: str) -> PyTree:
-    """The value that `rules` give to every parameter; `default` where none matches.
-
-    Raises:
-      BadValueError: a regex that is not one, or that decides nothing; named with `what`.
-    """
-    try:
-        compiled = [(re.compile(pattern), value) for pattern, value in rules]
-    except re.error as error:
-        raise errors.BadValueError(f"{what}: {error.pattern!r} is not a regex: {error}.") from error
-    used = set()
-
-    def decide(path, _):
-        for i, (pattern, value) in enumerate(compiled):
-            if pattern.fullmatch(path_name(path)):
-                used.add(i)
-                return value
-        return default
-
-    values = jax.tree_util.tree_map_with_path(decide, params)
-    for i, (pattern, _) in enumerate(rules):
-        if i not in used:
-            top = sorted({path_name(path).split("/")[0] for path, _ in _leaves(params)})
-            raise errors.BadValueError(
-                f"{what}: the regex {pattern!r} decides no parameter (none matches, or earlier "
-                f"rules take all that do); paths start with {', '.join(top)}."
-            )
-    return values
-
-
-def _leaves(tree: PyTree):
-    return jax.tree_util.tree_leaves_with_path(tree)
 
 
 def make_schedule(
     learning_rate: float, steps: int, *, warmup_steps: int = 0, decay: str = "cosine"
 ) -> optax.Schedule:
-    """Linear warm-up from 0, then "cosine" to 0, "poly" (power 0.9) to 0, or "constant"."""
+    """Linear warm-up, then "cosine" to 0, "poly" (power 0.9) to 0, or "constant".
+
+    Step i (from 0) of the warm-up has (i + 1) / (warmup_steps + 1) of the rate: a first step at 0
+    would be lost.
+    """
     decay_steps = max(steps - warmup_steps, 1)
     after = {
         "cosine": lambda: optax.cosine_decay_schedule(learning_rate, decay_steps),
@@ -64,7 +32,8 @@ def make_schedule(
     }
     if decay not in after:
         raise errors.unknown_name("learning-rate decay", decay, after)
-    warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
+    first = learning_rate / (warmup_steps + 1)
+    warmup = optax.linear_schedule(first, learning_rate, max(warmup_steps, 1))
     return optax.join_schedules([warmup, after[decay]()], [warmup_steps])
 
 
@@ -82,15 +51,24 @@ def make_optimizer(
     decay_rules: Rules = (),
     freeze: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-    """AdamW (or "adam", "sgd" with momentum b1) over the parameters that are not frozen.
+    """ "adamw", "adam", or "sgd" with momentum b1, as PyTorch's of these names.
 
     Args:
-      params: the parameters, or their shapes.
-      clip_norm: global norm that gradients of unfrozen parameters are cut to; None = no limit.
+      params: all parameters, or their shapes.
+      weight_decay: of AdamW decoupled, as in its paper (arXiv 1711.05101); with "adam" and "sgd"
+        the L2 penalty, which is added to the gradient and so goes through the moments.
+      clip_norm: global norm that the gradient is cut to; None = no limit.
       rate_rules: factors on the learning rate, 1 by default.
-      decay_rules: factors on `weight_decay`; by default 1 for matrices and kernels, 0 for vectors
-        (biases, scales).
-      freeze: regexes of parameters that never change and have no optimiser state.
+      decay_rules: factors on `weight_decay`; by default 1 for kernels, 0 for all else (biases,
+        scales, learned tokens such as CATR's `queries` and AVESFormer's `prompts`).
+      freeze: regexes of parameters that do not learn.
+
+    Returns:
+      A transformation of the learning part of `params` (`freezing.split`) and its gradients.
+
+    Raises:
+      UnknownNameError: an optimiser that does not exist.
+      BadValueError: a rule that decides nothing.
     """
     cores = {
         "adamw": lambda: optax.scale_by_adam(b1, b2, eps),
@@ -100,51 +78,48 @@ def make_optimizer(
     if name not in cores:
         raise errors.unknown_name("optimizer", name, cores)
     rates = apply_rules(rate_rules, params, 1.0, "optimizer.rate_rules")
-    decays = apply_rules(decay_rules, params, -1.0, "optimizer.decay_rules")
-    decays = jax.tree.map(
-        lambda value, p: float(p.ndim > 1) if value < 0 else value, decays, params
-    )
-    frozen = _find_frozen(params, freeze)
-    labels = jax.tree.map(lambda value: "frozen" if value else "trained", frozen)
+    decays = apply_rules(decay_rules, params, None, "optimizer.decay_rules")
+    # By name, not by rank: a learned token has two axes too, and so has a scale of scanned blocks.
+    kernels = {path: float(path.rpartition("/")[2] == "kernel") for path in decays}
+    decays = {path: kernels[path] if value is None else value for path, value in decays.items()}
+    learning, _ = freezing.split(params, freezing.find_frozen(params, freeze).params)
 
-    steps = [cores[name](), _decay_by(weight_decay, decays), _scale_by(rates)]
+    decay = []
+    if weight_decay:
+        decay = [_decay_by(weight_decay, _like(learning, decays))]
+    steps = [cores[name](), *decay] if name == "adamw" else [*decay, cores[name]()]
     if clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
-    trained = optax.chain(*steps, optax.scale_by_learning_rate(schedule))
-    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+    scale = _scale_by(_like(learning, rates))
+    return optax.chain(*steps, scale, optax.scale_by_learning_rate(schedule))
 
 
-def frozen_parts(params: PyTree, freeze: Sequence[str]) -> list[str]:
-    """The parts of a model (its top-level modules) of which nothing learns."""
-    frozen = _find_frozen(params, freeze)
-    return [part for part, values in frozen.items() if all(jax.tree.leaves(values))]
+def part_rates(params: PyTree, freeze: Sequence[str], rate_rules: Rules) -> dict[str, float]:
+    """{part of the model (a top-level module): factor on the learning rate that its numbers get on
+    the average}; 0 where all of it is frozen."""
+    rates = apply_rules(rate_rules, params, 1.0, "optimizer.rate_rules")
+    frozen = freezing.find_frozen(params, freeze).params
+    sums: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        rate = 0.0 if name in frozen else rates[name]
+        part = name.split("/")[0]
+        sums[part] = sums.get(part, 0.0) + np.array([rate, 1.0]) * np.prod(leaf.shape)
+    return {part: float(rate / count) for part, (rate, count) in sums.items()}
 
 
-def _find_frozen(params, freeze):
-    return apply_rules([(p, 1.0) for p in freeze], params, 0.0, "optimizer.freeze")
+def _like(tree: PyTree, values: dict[str, float]) -> PyTree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: values[path_name(path)], tree)
 
 
 def _decay_by(weight_decay: float, factors: PyTree) -> optax.GradientTransformation:
-    """AdamW's decoupled decay with a factor per parameter. Frozen leaves are MaskedNode here."""
+    """Adds weight_decay * factor * parameter."""
 
     def update(updates, params):
-        def decay(u, p, factor):
-            return u if isinstance(u, optax.MaskedNode) else u + weight_decay * factor * p
-
-        return jax.tree.map(decay, updates, params, factors, is_leaf=_is_masked)
+        return jax.tree.map(lambda u, p, f: u + weight_decay * f * p, updates, params, factors)
 
     return optax.stateless(update)
 
 
 def _scale_by(factors: PyTree) -> optax.GradientTransformation:
-    def update(updates, _):
-        def scale(u, factor):
-            return u if isinstance(u, optax.MaskedNode) else u * factor
-
-        return jax.tree.map(scale, updates, factors, is_leaf=_is_masked)
-
-    return optax.stateless(update)
-
-
-def _is_masked(x) -> bool:
-    return isinstance(x, optax.MaskedNode)
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))

@@ -1,5 +1,6 @@
 """What training changes, and the pure functions that change it."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 import flax.linen as nn
@@ -10,16 +11,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from avs_jax.layers import losses
 from avs_jax.models.forward import example_inputs, model_inputs
+from avs_jax.training import freezing
+from avs_jax.training.freezing import NOTHING, Frozen
+from avs_jax.training.rules import Rules
 from avs_jax.training.sharding import state_shardings
 from avs_jax.types import Array, Int, PyTree, UInt8
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step i32[], params and ema (a running average of them, or None), batch_stats, opt_state.
+    """step i32[], params, batch_stats, opt_state, ema.
 
-    Fields are trees of whatever jax puts in them: arrays, shapes, shardings.
+    ema: running averages {"params", "batch_stats"} of what learns and of the statistics that follow
+    it, or None. opt_state is of what learns alone, too. Fields are trees of whatever jax puts in
+    them: arrays, shapes, shardings.
     """
 
     step: PyTree
@@ -29,18 +36,24 @@ class TrainState:
     ema: PyTree | None = None
 
     def variables(self) -> dict[str, PyTree]:
-        """What evaluation applies: the averaged parameters if there are any."""
-        params = self.params if self.ema is None else self.ema
-        return {"params": params, "batch_stats": self.batch_stats}
+        """What evaluation applies: averages where there are any."""
+        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        if self.ema is None:
+            return variables
+        return {name: freezing.overlay(x, self.ema[name]) for name, x in variables.items()}
 
     def with_variables(self, variables: dict[str, PyTree]) -> "TrainState":
         """The same state with other weights (arrays of the same shapes), placed as these are."""
         params = place_like(variables["params"], self.params)
-        return self.replace(
-            params=params,
-            batch_stats=place_like(variables["batch_stats"], self.batch_stats),
-            ema=None if self.ema is None else jax.tree.map(jnp.copy, params),
-        )
+        batch_stats = place_like(variables["batch_stats"], self.batch_stats)
+        ema = None
+        if self.ema is not None:
+            ema = {
+                "params": freezing.pick(params, self.ema["params"]),
+                "batch_stats": freezing.pick(batch_stats, self.ema["batch_stats"]),
+            }
+            ema = jax.tree.map(jnp.copy, ema)
+        return self.replace(params=params, batch_stats=batch_stats, ema=ema)
 
 
 def place_like(tree: PyTree, like: PyTree) -> PyTree:
@@ -80,6 +93,8 @@ def plan_state(
     size: int,
     seed: int,
     ema_decay: float | None = None,
+    frozen: Frozen = NOTHING,
+    sharding_rules: Rules = (),
 ) -> tuple[Callable[[], TrainState], TrainState]:
     """-> function that makes the first state, and that state's shapes with their shardings.
 
@@ -89,17 +104,20 @@ def plan_state(
     def create() -> TrainState:
         inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(seconds, size)]
         variables = model.init(jax.random.key(seed), *inputs)
-        params = variables["params"]
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        learning, _ = freezing.split(params, frozen.params)
+        moving, _ = freezing.split_statistics(batch_stats, frozen)
+        ema = {"params": learning, "batch_stats": moving}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-            ema=None if ema_decay is None else jax.tree.map(jnp.copy, params),
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(learning),
+            ema=None if ema_decay is None else jax.tree.map(jnp.copy, ema),
         )
 
     shapes = jax.eval_shape(create)
-    shardings = state_shardings(shapes, mesh)
+    shardings = state_shardings(shapes, shapes.params, mesh, sharding_rules)
     shapes = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
@@ -137,23 +155,30 @@ def make_train_step(
     alignment: str = "paper",
     accumulate: int = 1,
     ema_decay: float | None = None,
+    frozen: Frozen = NOTHING,
 ) -> Callable:
     """`step(state, batch) -> (state, {name: f32[]})`, pure.
 
+    The numbers: "loss", its terms, and "grad_norm" of what learns, before it is clipped.
+
     Args:
-      loss: `loss(outputs, batch) -> (scalar, {name: scalar})`.
+      model: made with `frozen.modules`, so that these run as in evaluation.
+      loss: `loss(outputs, batch) -> {name: losses.Term}`.
+      optimizer: of what learns.
       size: side at which frames are seen; larger or smaller batches are resized on the device.
       alignment: of sound and seconds, see `audio.log_mel`.
-      accumulate: the batch is worked through in that many parts, whose gradients are averaged;
-        memory falls accordingly. Batch statistics are those of each part in turn.
+      accumulate: the batch is worked through in that many parts, whose sums are divided once, by
+        the counts of the whole batch; memory falls accordingly. Batch statistics are those of each
+        part in turn.
+      frozen: what neither changes nor is differentiated.
     """
 
-    def loss_of(params, batch_stats, batch, rng):
+    def apply(variables, batch, rng):
         frames, log_mel = model_inputs(
             batch["frames"], batch["waveform"], normalization, size, alignment, batch["frame_mask"]
         )
         outputs, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            variables,
             frames,
             log_mel,
             batch["frame_mask"],
@@ -161,48 +186,103 @@ def make_train_step(
             mutable=["batch_stats"],
             rngs={"dropout": rng},
         )
-        target = batch | {"label": resize_label(batch["label"], size)}
-        total, parts = loss(outputs, target)
-        return total, ({"loss": total} | parts, updates.get("batch_stats", {}))
+        return outputs, updates.get("batch_stats", {})
+
+    def find_terms(outputs, batch):
+        return loss(outputs, batch | {"label": resize_label(batch["label"], size)})
+
+    gradient = _make_gradient(apply, find_terms, accumulate, mesh)
+
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        learning, _ = freezing.split(state.params, frozen.params)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        grads, parts, batch_stats = gradient(learning, variables, batch, rng)
+        updates, opt_state = optimizer.update(grads, state.opt_state, learning)
+        learning = optax.apply_updates(learning, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            moving, _ = freezing.split_statistics(batch_stats, frozen)
+            ema = average(ema, {"params": learning, "batch_stats": moving}, state.step, ema_decay)
+        params = freezing.overlay(state.params, learning)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        return new, parts | {"grad_norm": optax.tree.norm(grads)}
+
+    return step
+
+
+def _make_gradient(apply: Callable, find_terms: Callable, accumulate: int, mesh: Mesh) -> Callable:
+    """`gradient(learning, variables, batch, rng)` -> that of `learning`, which takes the place of
+    its like in `variables`; the loss and its terms; new batch statistics."""
+
+    def loss_of(learning, variables, batch, rng, counts):
+        params = freezing.overlay(variables["params"], learning)
+        outputs, batch_stats = apply(variables | {"params": params}, batch, rng)
+        terms = find_terms(outputs, batch)
+        total = losses.total(terms, counts)
+        return total, ({"loss": total} | losses.means(terms, counts), batch_stats)
 
     grad_of = jax.grad(loss_of, has_aux=True)
 
-    def accumulated(state, batch, rng):
+    def at_once(learning, variables, batch, rng):
+        grads, (parts, batch_stats) = grad_of(learning, variables, batch, rng, None)
+        return grads, parts, batch_stats
+
+    def count_terms(variables, batch, rng):
+        """What the whole batch divides by; outputs of zeros, for counts are of labels alone."""
+        outputs, _ = jax.eval_shape(apply, variables, batch, rng)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
+        return {name: term.count for name, term in find_terms(zeros, batch).items()}
+
+    def in_parts(learning, variables, batch, rng):
+        counts = count_terms(variables, batch, rng)
+
         def part(carry, xs):
             grads, batch_stats = carry
             i, batch = xs
-            new, (parts, batch_stats) = grad_of(
-                state.params, batch_stats, batch, jax.random.fold_in(rng, i)
-            )
-            grads = jax.tree.map(lambda a, b: a + b / accumulate, grads, new)
-            return (grads, batch_stats), parts
+            now = variables | {"batch_stats": batch_stats}
+            key = jax.random.fold_in(rng, i)
+            new, (parts, batch_stats) = grad_of(learning, now, batch, key, counts)
+            return (jax.tree.map(jnp.add, grads, new), batch_stats), parts
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.tree.map(jnp.zeros_like, learning)
         (grads, batch_stats), parts = jax.lax.scan(
             part,
-            (zeros, state.batch_stats),
+            (zeros, variables["batch_stats"]),
             (
                 jnp.arange(accumulate),
                 jax.tree.map(lambda x: split_batch(x, accumulate, mesh), batch),
             ),
         )
-        return grads, (jax.tree.map(lambda x: x.mean(0), parts), batch_stats)
+        return grads, jax.tree.map(lambda x: x.sum(0), parts), batch_stats
 
-    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        if accumulate == 1:
-            grads, (parts, batch_stats) = grad_of(state.params, state.batch_stats, batch, rng)
-        else:
-            grads, (parts, batch_stats) = accumulated(state, batch, rng)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay is not None:
-            ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
-        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-        return new, parts | {"grad_norm": optax.tree.norm(grads)}
+    return at_once if accumulate == 1 else in_parts
 
-    return step
+
+def average(ema: PyTree, values: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
+    """The running average after `step` earlier ones took in `values`.
+
+    At first the decay is (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage: with
+    0.999 from the start, a run of 1110 steps would end with a third of its random numbers in it.
+    """
+    n = step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1 + n) / (10 + n))
+    return jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, ema, values)
+
+
+def at_precision(function: Callable, precision: str | None) -> Callable:
+    """`function`, whose matrix products and convolutions have at least that precision.
+
+    precision: of `jax.default_matmul_precision`; None is the platform's: on a CPU float32, on TPUs
+      one pass of bfloat16, on NVIDIA from Ampere on TF32.
+    """
+
+    @functools.wraps(function)
+    def run(*args):
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return run
 
 
 def count_steps(step: Callable) -> Callable:

@@ -12,7 +12,7 @@ import concurrent.futures
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from avs_jax import errors
@@ -106,8 +107,7 @@ def _load_step(folder: epath.Path, step: int) -> Loaded:
         model = build_model(config)
         shapes = dict(init_shapes(model, config.data.seconds, config.data.size))
         shapes.setdefault("batch_stats", {})
-        if config.ema_decay is not None:
-            shapes["ema"] = shapes["params"]
+        shapes |= _find_averages(shapes, meta["checksums"])
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
@@ -117,11 +117,37 @@ def _load_step(folder: epath.Path, step: int) -> Loaded:
         compare_checksums({"model": restored}, meta["checksums"])
     finally:
         manager.close()
+    averages = restored.get("ema", {})
+    if not averages.keys() <= {"params", "batch_stats"}:  # of an older run, see below
+        averages = {"params": averages}
     variables = {
-        "params": restored.get("ema", restored["params"]),
-        "batch_stats": restored["batch_stats"],
+        name: unflatten_dict(flatten_dict(restored[name]) | flatten_dict(averages.get(name, {})))
+        for name in ("params", "batch_stats")
     }
     return Loaded(config, model, variables, step)
+
+
+def _find_averages(shapes: dict[str, PyTree], saved: Iterable[str]) -> dict[str, PyTree]:
+    """{"ema": shapes of the running averages} if there are any among the names of `saved` arrays.
+
+    They lie under model/ema/params and model/ema/batch_stats, of what learns and of the statistics
+    that follow it; in older runs under model/ema, of all parameters and of no statistics.
+    """
+    found, old = {"params": {}, "batch_stats": {}}, {}
+    flat = {name: flatten_dict(shapes[name], sep="/") for name in found}
+    names = [path.removeprefix("model/ema/") for path in saved if path.startswith("model/ema/")]
+    for name in names:
+        kind, _, path = name.partition("/")
+        if name in flat["params"]:
+            old[name] = flat["params"][name]
+        elif path in flat.get(kind, {}):
+            found[kind][path] = flat[kind][path]
+        else:
+            raise ValueError(f"the model has no {name}, of which it holds an average")
+    if old:
+        return {"ema": unflatten_dict(old, sep="/")}
+    found = {kind: unflatten_dict(paths, sep="/") for kind, paths in found.items()}
+    return {"ema": found} if names else {}
 
 
 def _find_steps(workdir: epath.Path, which: str) -> list[tuple[epath.Path, int]]:

@@ -1,10 +1,6 @@
-"""What all losses promise: sums and counts that add up over clips, so that parts equal the whole.
-
-One clip has a single labelled frame, the other one eight: means of the parts would be wrong.
-"""
+"""What all losses promise: sums and counts that add up over clips, so that parts are the whole."""
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +8,16 @@ import numpy as np
 import pytest
 
 from avs_jax.layers import losses
-from avs_jax.models import MODELS, get_loss
-
-FRAMES, SIZE, QUERIES, LAYERS = 8, 16, 5, 2
-CASES = [(name, k) for name in MODELS for k in (1, 4)]
-
-
-def make_batch(seed=0):
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 4, (2, FRAMES, SIZE, SIZE))
-    label[rng.random((2, FRAMES)) < 0.3] = 0  # silent frames
-    label[0, 0, 0] = 1  # of the only labelled one few pixels sound: few cells to name
-    label[0, 0, 1:] = 0
-    label_mask = np.ones((2, FRAMES), bool)
-    label_mask[0, 1:] = False
-    return {
-        "label": jnp.asarray(label, jnp.int32),
-        "label_mask": jnp.asarray(label_mask),
-        "frame_mask": jnp.ones((2, FRAMES), bool),
-    }
+from avs_jax.models import get_loss
+from tests.models.unequal_clips import (
+    CASES,
+    FRAMES,
+    LAYERS,
+    QUERIES,
+    SIZE,
+    loss_of_every_term,
+    make_batch,
+)
 
 
 def make_outputs(name, k, seed=1):
@@ -53,11 +40,8 @@ def make_outputs(name, k, seed=1):
 
 
 def make_loss(name):
-    """With every term in the total."""
-    loss = get_loss(name)
-    weights = {"tag_weight": 0.7, "semantic_weight": 0.3, "balanced_ce_weight": 0.5}
-    known = inspect.signature(loss).parameters
-    loss = functools.partial(loss, **{n: w for n, w in weights.items() if n in known})
+    """Of outputs whose first axis is the clip."""
+    loss = loss_of_every_term(name)
 
     def terms(outputs, batch):
         layers_first = ("pred_masks", "pred_is_referred")

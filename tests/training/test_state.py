@@ -1,6 +1,7 @@
-"""State and step: accumulation, averaging, sizes, and what evaluation sees."""
+"""State and step: accumulation, averaging, freezing, sizes, and what evaluation sees."""
 
-import functools
+import collections
+import re
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,10 @@ import optax
 import pytest
 
 from avs_jax import devices, models
-from avs_jax.models.forward import example_inputs
-from avs_jax.training import optim, state
+from avs_jax.layers.losses import make_term
+from avs_jax.models.forward import example_inputs, init_shapes
+from avs_jax.training import freezing, optim, state
+from tests.models import unequal_clips
 
 FIELDS = {
     "name": "avesformer",
@@ -41,50 +44,216 @@ def make_batch(b=4, t=2, size=32, seed=0):
     }
 
 
-def run_step(fill_variables, batch, size=32, **options):
-    """One step of plain gradient descent from given weights -> (old state, new state, parts)."""
-    mesh = devices.make_mesh(devices=jax.devices()[:1])
-    model = models.get_model(**FIELDS)
+def prepare(fill_variables, freeze=(), optimizer=None, **options):
+    """-> (state of given weights, step); plain gradient descent, or an `optimizer`'s settings."""
+    shapes = init_shapes(models.get_model(**FIELDS), 2, 32)
+    frozen = freezing.find_frozen(shapes["params"], freeze)
+    model = models.get_model(**FIELDS, frozen=frozen.modules)
     inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(2, 32)]
     variables = fill_variables(model, *inputs)
-    optimizer = optim.make_optimizer(variables["params"], lambda _: 0.1, name="sgd", b1=0.0)
+    settings = optimizer or {"name": "sgd", "b1": 0.0}
+    optimizer = optim.make_optimizer(shapes["params"], lambda _: 0.1, freeze=freeze, **settings)
+    learning, _ = freezing.split(variables["params"], frozen.params)
+    moving, _ = freezing.split_statistics(variables["batch_stats"], frozen)
     old = state.TrainState(
-        step=jnp.int32(0),
+        step=jnp.int32(options.pop("start", 0)),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        ema=variables["params"] if options.get("ema_decay") else None,
+        opt_state=optimizer.init(learning),
+        ema={"params": learning, "batch_stats": moving} if options.get("ema_decay") else None,
     )
     step = state.make_train_step(
         model,
-        functools.partial(models.get_loss("avesformer")),
+        models.get_loss("avesformer"),
         optimizer,
-        mesh,
+        devices.make_mesh(devices=jax.devices()[:1]),
         normalization=NORMALIZATION,
-        size=size,
+        size=options.pop("size", 32),
         seed=0,
+        frozen=frozen,
         **options,
     )
+    return old, step
+
+
+def run_step(fill_variables, batch, **options):
+    """-> (old state, new state, the step's numbers)."""
+    old, step = prepare(fill_variables, **options)
     new, parts = jax.jit(step)(old, batch)
     return old, new, parts
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(fill_variables):
+# ---------------------------------------------------------------- accumulation
+
+
+class Answers(nn.Module):
+    """Outputs of the kind that a model's loss takes, of linear layers: clips do not meet in it."""
+
+    of: str
+    k: int
+
+    @nn.compact
+    def __call__(self, frames, log_mel, frame_mask=None, train=False):
+        def maps(stride, *shape):
+            x = nn.Dense(int(np.prod(shape)))(frames[:, :, ::stride, ::stride])
+            return x.reshape(*x.shape[:-1], *shape)
+
+        sound = log_mel.mean(3)  # [b t 96]
+        outputs = {"tags": nn.Dense(3)(sound), "semantic": maps(4, 3)}
+        layers, queries = unequal_clips.LAYERS, unequal_clips.QUERIES
+        if self.of == "catr":
+            outputs["pred_masks"] = jnp.moveaxis(maps(2, layers, queries), (-2, -1), (0, 3))
+            classes = nn.Dense(layers * queries * (self.k + 1))(sound)
+            classes = classes.reshape(*sound.shape[:2], layers, queries, self.k + 1)
+            outputs["pred_is_referred"] = jnp.moveaxis(classes, 2, 0)
+            return outputs
+        outputs["logits"] = maps(1, self.k)
+        if self.of == "pcmanet":
+            outputs["outputs"] = tuple(maps(1, self.k) for _ in range(4))
+            outputs["masks"] = tuple(maps(stride, 1)[..., 0] > 0 for stride in (8, 4, 2))
+        return outputs
+
+
+@pytest.mark.parametrize("name, k", unequal_clips.CASES)
+def test_accumulation_of_unequal_clips_is_a_step_on_the_whole_batch(fill_variables, name, k):
+    t, size = unequal_clips.FRAMES, unequal_clips.SIZE
+    batch = make_batch(2, t, size) | unequal_clips.make_batch()
+    model = Answers(name, k)
+    params = fill_variables(model, *(jnp.zeros(x.shape) for x in example_inputs(t, size)))["params"]
+    optimizer = optax.sgd(0.1)
+    results = []
+    for accumulate in (1, 2):
+        step = state.make_train_step(
+            model,
+            unequal_clips.loss_of_every_term(name),
+            optimizer,
+            devices.make_mesh(devices=jax.devices()[:1]),
+            normalization=NORMALIZATION,
+            size=size,
+            seed=0,
+            accumulate=accumulate,
+        )
+        old = state.TrainState(jnp.int32(0), params, {}, optimizer.init(params))
+        new, parts = jax.jit(step)(old, batch)
+        results.append((jax.tree.map(jnp.subtract, new.params, params), parts))
+    (whole, numbers), (in_parts, numbers_in_parts) = results
+    assert numbers["grad_norm"] > 0.1
+    for key, value in numbers.items():
+        np.testing.assert_allclose(numbers_in_parts[key], value, rtol=1e-4, err_msg=key)
+    for x, y in zip(jax.tree.leaves(in_parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)  # sums in another order
+
+
+def test_accumulated_batch_statistics_are_of_every_part_in_turn(fill_variables):
     # Every clip twice: the parts are alike, and so are their batch statistics.
     batch = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), make_batch(b=2))
-    _, whole, a = run_step(fill_variables, batch)
-    _, parts, b = run_step(fill_variables, batch, accumulate=2)
-    for x, y in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-5)  # sums in another order
-    np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    old, whole, _ = run_step(fill_variables, batch)
+    _, parts, _ = run_step(fill_variables, batch, accumulate=2)
+    trees = (x.batch_stats for x in (old, whole, parts))
+    for x, y, z in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(z - y, 0.95 * (y - x), atol=1e-5)  # momentum of light.py
 
 
-def test_ema_follows_the_parameters(fill_variables):
-    old, new, _ = run_step(fill_variables, make_batch(), ema_decay=0.75)
-    expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, old.ema, new.params)
+# ---------------------------------------------------------------- averages
+
+
+@pytest.mark.parametrize("start, decay", [(0, 0.1), (9, 10 / 19), (100_000, 0.75)])
+def test_averages_of_weights_and_statistics_warm_up_to_their_decay(fill_variables, start, decay):
+    old, new, _ = run_step(fill_variables, make_batch(), ema_decay=0.75, start=start)
+    now = {"params": new.params, "batch_stats": new.batch_stats}
+    expected = jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, old.ema, now)
     for x, y in zip(jax.tree.leaves(new.ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
-    assert new.variables()["params"] is new.ema
+    assert same(new.variables(), new.ema)
+
+
+def test_a_short_run_keeps_nothing_of_its_random_start_in_the_average():
+    ema = jnp.float32(1.0)  # the start; what is learnt is 0
+
+    def one(ema, step):
+        return state.average(ema, jnp.float32(0.0), step, 0.999), None
+
+    ema, _ = jax.lax.scan(one, ema, jnp.arange(1110))
+    assert ema < 1e-6  # 0.999 ** 1110 is 0.33
+
+
+# ---------------------------------------------------------------- freezing
+
+FREEZE = ("backbone/.*", "audio_backbone/.*", "pqg/.*")
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
+
+
+@pytest.fixture(scope="module")
+def frozen_step(fill_variables):
+    """A step of AdamW with decay and averages, of which much is frozen."""
+    optimizer = {"name": "adamw", "weight_decay": 10.0}
+    options = {"freeze": FREEZE, "ema_decay": 0.5, "optimizer": optimizer}
+    return run_step(fill_variables, make_batch(), **options)
+
+
+def test_frozen_parts_neither_change_nor_decay_and_keep_their_statistics(frozen_step):
+    old, new, _ = frozen_step
+    for part in ("backbone", "audio_backbone", "pqg"):
+        assert same(old.params[part], new.params[part])
+    for part in ("backbone", "audio_backbone"):
+        assert same(old.batch_stats[part], new.batch_stats[part])
+    assert not same(old.params["head"], new.params["head"])
+
+
+def test_frozen_parts_have_no_moments_and_no_average(frozen_step):
+    _, new, _ = frozen_step
+    kept = {"opt_state": new.opt_state, "ema": new.ema}
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(kept)]
+    assert any("head" in path for path in paths)
+    assert not [path for path in paths if re.search("backbone|pqg", path)]
+    assert new.variables()["params"].keys() == new.params.keys()
+
+
+def test_the_gradient_s_norm_is_of_what_learns(fill_variables):
+    old, new, parts = run_step(fill_variables, make_batch(), freeze=FREEZE)
+    moved = jax.tree.map(lambda x, y: (x - y) / 0.1, old.params, new.params)
+    np.testing.assert_allclose(parts["grad_norm"], optax.tree.norm(moved), rtol=1e-3)
+
+
+def backward_convolutions(fill_variables, freeze):
+    """{part of the model: convolutions in the backward pass of a step's program}."""
+    old, step = prepare(fill_variables, freeze)
+    found = collections.Counter()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            scopes = str(equation.source_info.name_stack).split("/")
+            if equation.primitive.name == "conv_general_dilated" and "transpose(" in scopes[0]:
+                found[next(name for name in scopes if name in old.params)] += 1
+            for value in equation.params.values():
+                for inner in value if isinstance(value, list | tuple) else [value]:
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        visit(inner)
+
+    visit(jax.make_jaxpr(step)(old, make_batch()).jaxpr)
+    return found
+
+
+def test_the_backward_pass_of_frozen_parts_is_not_in_the_program(fill_variables):
+    whole = backward_convolutions(fill_variables, ())
+    assert whole["backbone"] > 10 and whole["audio_backbone"] > 2
+    rest = backward_convolutions(fill_variables, ("backbone/.*", "audio_backbone/.*"))
+    # Nor are gradients of what they hand to the neck, whose four levels begin with a convolution.
+    learning = {name: n for name, n in whole.items() if "backbone" not in name}
+    assert rest == learning | {"neck": whole["neck"] - 4}
+
+
+def test_the_backward_pass_ends_at_the_frozen_layers(fill_variables):
+    whole = backward_convolutions(fill_variables, ())
+    part = backward_convolutions(fill_variables, ("backbone/(stem|layer1).*",))
+    assert 0 < part["backbone"] < whole["backbone"]
+
+
+# ---------------------------------------------------------------- the rest
 
 
 def test_smaller_size_is_trained_on_the_same_batch(fill_variables):
@@ -98,13 +267,6 @@ def test_batch_statistics_are_updated(fill_variables):
     a = jax.tree.leaves(old.batch_stats["backbone"])
     b = jax.tree.leaves(new.batch_stats["backbone"])
     assert all(float(jnp.abs(x - y).max()) > 0 for x, y in zip(a, b, strict=True))
-
-
-def test_frozen_parameters_stay(fill_variables):
-    old, new, _ = run_step(fill_variables, make_batch())
-    a = jax.tree.leaves(old.params["audio_backbone"])
-    b = jax.tree.leaves(new.params["audio_backbone"])
-    assert all(bool((x == y).all()) for x, y in zip(a, b, strict=True))
 
 
 def test_labels_are_resized_to_the_nearest_pixel():
@@ -132,7 +294,7 @@ def test_what_lies_in_padded_frames_does_not_reach_training():
     optimizer = optax.sgd(0.1)
     step = state.make_train_step(
         Mirror(),
-        lambda outputs, batch: ((outputs["logits"] ** 2).mean(), {}),
+        lambda outputs, batch: {"loss": make_term(outputs["logits"] ** 2, jnp.ones(()))},
         optimizer,
         devices.make_mesh(devices=jax.devices()[:1]),
         normalization=NORMALIZATION,
@@ -146,6 +308,29 @@ def test_what_lies_in_padded_frames_does_not_reach_training():
     batch["frames"] = batch["frames"].at[1, 1].set(77)
     two, _ = jax.jit(step)(old, batch)
     assert float(one.params["scale"]) == float(two.params["scale"]) != 1.0
+
+
+def test_products_and_convolutions_have_the_precision_that_is_asked_for():
+    """Backward ones, too, which take over that of the forward pass."""
+    step = state.make_train_step(
+        Answers("avesformer", 1),
+        models.get_loss("avesformer"),
+        optax.sgd(0.1),
+        devices.make_mesh(devices=jax.devices()[:1]),
+        normalization=NORMALIZATION,
+        size=16,
+        seed=0,
+    )
+    batch = make_batch(size=16)
+    shapes = init_shapes(Answers("avesformer", 1), 2, 16)["params"]
+    old = state.TrainState(jnp.int32(0), shapes, {}, optax.sgd(0.1).init(shapes))
+
+    def found(precision):
+        text = jax.jit(state.at_precision(step, precision)).lower(old, batch).as_text()
+        return set(re.findall(r"precision = \[(\w+), (\w+)\]", text))
+
+    assert ("DEFAULT", "DEFAULT") in found(None)
+    assert found("highest") == {("HIGHEST", "HIGHEST")}
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])

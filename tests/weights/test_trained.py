@@ -7,8 +7,16 @@ import pytest
 from jax.sharding import AxisType
 
 from avs_jax import errors
+from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.weights import trained
-from tests.training.small_run import make_config, make_state, overwrite, same, save_two
+from tests.training.small_run import (
+    make_config,
+    make_iterator,
+    make_state,
+    overwrite,
+    same,
+    save_two,
+)
 
 # Orbax abandons coroutines when a file that it reads is damaged, and they complain when collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -54,6 +62,46 @@ def test_load_model_of_a_missing_step_names_those_there_are(saved):
 def test_load_model_of_an_empty_folder(tmp_path):
     with pytest.raises(errors.NotFoundError, match="no checkpoint under"):
         trained.load_model(str(tmp_path))
+
+
+def save_with_average(workdir, ema):
+    """One checkpoint of a run with running averages; `ema` makes them from the state."""
+    config = make_config()
+    config.ema_decay = 0.5
+    train_state = make_state(2)
+    train_state = train_state.replace(ema=ema(train_state))
+    checkpoints = Checkpoints(str(workdir), config)
+    checkpoints.save(train_state, make_iterator())
+    checkpoints.close()
+    return train_state
+
+
+def scale(tree, factor):
+    return jax.tree.map(lambda x: x * factor, tree)
+
+
+def test_averages_take_the_place_of_what_they_average(tmp_path):
+    def ema(train_state):  # of what learns: not the sound backbone
+        trees = {"params": train_state.params, "batch_stats": train_state.batch_stats}
+        learning = {
+            name: {part: x for part, x in tree.items() if part != "audio_backbone"}
+            for name, tree in trees.items()
+        }
+        return scale(learning, 2.0)
+
+    saved = save_with_average(tmp_path, ema)
+    loaded = trained.load_model(str(tmp_path)).variables
+    for kind, tree in (("params", saved.params), ("batch_stats", saved.batch_stats)):
+        assert loaded[kind].keys() == tree.keys()
+        for part, values in tree.items():
+            assert same(loaded[kind][part], scale(values, 1.0 if part == "audio_backbone" else 2.0))
+
+
+def test_an_older_run_s_average_of_all_parameters_is_read(tmp_path):
+    saved = save_with_average(tmp_path, lambda train_state: scale(train_state.params, 2.0))
+    loaded = trained.load_model(str(tmp_path)).variables
+    assert same(loaded["params"], scale(saved.params, 2.0))
+    assert same(loaded["batch_stats"], saved.batch_stats)
 
 
 def test_checksum_sees_a_single_bit_and_not_the_sharding():
