@@ -1,6 +1,7 @@
-"""CATR on AVSBench, as published and as drawn; a small one on the synthetic set.
+r"""CATR on AVSBench, as published and as drawn; a small one on the synthetic set.
 
-    python -m avs_jax.train --config configs/catr.py:subset=s4,backbone=pvt_v2_b5 --workdir DIR
+    python -m avs_jax.train --config configs/catr.py:subset=s4,backbone=pvt_v2_b5 \
+        --config.init_from.backbone=PVT --config.init_from.audio_backbone=VGGISH --workdir DIR
     python -m avs_jax.train --config configs/catr.py:data=sounding_shapes,mode=paper --workdir DIR
 
 Arguments: subset = s4, ms3, avss; backbone = pvt_v2_b5, resnet50, any other of BACKBONES;
@@ -12,8 +13,8 @@ The published recipe (S4): Adam 1e-5 for all but VGGish, no decay, no schedule, 
 epochs, gradient norm cut at 5, frames of 224 enlarged to 448, loss on the first frame only; clips
 turned by up to 20 degrees, shrunk to 0.5-1, sheared by up to 10 degrees, mirrored; validation after
 each epoch (the code picks the best by the test split, this one by validation). MS3 and AVSS alike,
-on all frames: the code has no recipe for them. Start from ImageNet weights:
-`--config.init_from.backbone=DIR --config.init_from.audio_backbone=DIR`.
+on all frames: the code has no recipe for them. PVT (ImageNet's) and VGGISH are folders of
+`python -m avs_jax.convert`.
 
 Published mIoU with PVTv2-B5 (by third parties; not run here, AVSBench has to be asked for): S4
 81.4, MS3 59.0, AVSS 32.8; ResNet-50 on MS3 52.8.

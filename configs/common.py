@@ -106,9 +106,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # parts a batch is worked through in
     config.size_schedule = ()  # ((first step, size), ...): smaller frames first; () = data.size
     config.fsdp = 1  # devices that share each parameter
+    config.sharding_rules = ()  # ((regex, axes), ...), see avs_jax/training/sharding.py
+    # Of products and convolutions in training: None is the platform's (on a TPU bfloat16 passes, on
+    # NVIDIA TF32), or "high", "highest" (float32). Steps take longer.
+    config.matmul_precision = placeholder(str)
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adamw"
+    config.optimizer.name = "adamw"  # or "adam", "sgd": their decay is an L2 penalty
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 0
     config.optimizer.decay = "constant"  # or "cosine", "poly"
@@ -117,10 +121,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = placeholder(float)
-    config.optimizer.rate_rules = ()  # ((regex, factor), ...), see avs_jax/training/optim.py
+    config.optimizer.rate_rules = ()  # ((regex, factor), ...), see avs_jax/training/rules.py
     config.optimizer.decay_rules = ()
-    config.optimizer.freeze = ()  # regexes
-    config.ema_decay = placeholder(float)
+    config.optimizer.freeze = ()  # regexes of what does not learn, see avs_jax/training/freezing.py
+    config.ema_decay = placeholder(float)  # of weights and batch statistics, for evaluation
 
     # Weights to start from: folders that avs_jax.convert wrote; "model" also a run's WORKDIR.
     config.init_from = ml_collections.ConfigDict(

@@ -1,6 +1,7 @@
-"""PCMANet (arXiv 2406.02345) on AVSBench, published or corrected; a small one on the synthetic set.
+r"""PCMANet (arXiv 2406.02345) on AVSBench, published or corrected; a small one on synthetic clips.
 
-    python -m avs_jax.train --config configs/pcmanet.py:subset=s4,backbone=pvt_v2_b5 --workdir DIR
+    python -m avs_jax.train --config configs/pcmanet.py:subset=s4,backbone=pvt_v2_b5 \
+        --config.init_from.backbone=PVT --config.init_from.audio_backbone=VGGISH --workdir DIR
     python -m avs_jax.train --config configs/pcmanet.py:data=sounding_shapes --workdir DIR
 
 Arguments: subset = s4, ms3, avss; backbone = resnet50 (the default), pvt_v2_b5, any other of
@@ -11,12 +12,13 @@ small_resnet and the small recipe, unless another backbone is named); steps: of 
 The published recipe: Adam 1e-4 for everything but VGGish, no decay, no schedule, no augmentation, 4
 clips a step, 15 / 30 / 60 epochs on S4 / MS3 / AVSS, validation after each (published on AVSS: from
 the 15th on after every other one); binary cross-entropy + IoU (AVSS: cross-entropy) of four
-outputs, on S4 of the first frame only. Start from ImageNet's weights:
-`--config.init_from.backbone=DIR --config.init_from.audio_backbone=DIR`.
+outputs, on S4 of the first frame only. PVT (ImageNet's) and VGGISH are folders of
+`python -m avs_jax.convert`.
 
 Not run here on AVSBench, which has to be asked for. Memory of a training step in float32, measured
 on a CPU: PVTv2-B5 9 GB for one clip of five frames, ResNet-50 4.5 GB for two;
-`--config.model.remat=blocks` trades time for memory, `--config.accumulate=4` works clip by clip.
+`--config.model.remat=blocks` trades time for memory, `--config.accumulate=4` works clip by
+clip: the gradient is the whole batch's, whatever clips are labelled; batch statistics are a clip's.
 """
 
 from configs import common
