@@ -197,6 +197,7 @@ def decoder_entries(outputs, sown):
         guidance, handed_on = called(f"qsca{k}")
         fused = called(f"avga{k}")
         pooled = pool_tokens(fused, 1 if k == 4 else 2)
+        guide = lay_out(jnp.asarray(pixels), pooled.shape[1:3], False)
         entries |= {
             f"conv{k}": maps(called(f"conv{k}")),
             f"avga{k}.seq1": maps(called(f"avga{k}/seq1")),
@@ -206,7 +207,7 @@ def decoder_entries(outputs, sown):
             f"qsca{k}.aud_fc": called(f"qsca{k}/audio_fc").reshape(5, -1),
             f"qsca{k}.attn.to_patch_embedding": tokens(called(f"qsca{k}/embed")),
             f"qsca{k}.attn.transformer": np.concatenate([sound, pixels], axis=1),
-            f"qsca{k}.attn.0": maps(lay_out(pixels, pooled.shape[1:3], False)),
+            f"qsca{k}.attn.0": maps(guide),
             f"qsca{k}.attn.1": sound[:, 0],
             f"qsca{k}.0": maps(guidance),
             f"qsca{k}.1": handed_on.reshape(5, -1),
