@@ -160,8 +160,10 @@ class Source:
     def _blame(self, index):
         try:
             yield
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).partition(";")[0].partition(" (")[0]
+        except Exception as error:  # of ArrayRecord, TFDS, OpenCV, PyAV, protobuf, the disk
+            # One kind that every worker process can send back: it is made of its message alone.
+            lines = str(error).partition(";")[0].partition(" (")[0].split("\n")
+            reason = lines[0] or type(error).__name__
             raise errors.BadValueError(
                 f"record {index} of {self.name} cannot be read ({reason}); {self._cure}"
             ) from error
@@ -200,6 +202,25 @@ class Source:
         return example
 
 
+def _check_files(split, cure: str) -> None:
+    """A look at every file of a split: damage shows now rather than after hours of training.
+
+    ArrayRecord opens a file that was cut off, be it by a byte, as one without a record.
+    """
+    from array_record.python import array_record_module
+
+    for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
+        if not path.exists():
+            raise errors.NotFoundError(f"{path} is gone; {cure}")
+        reader = array_record_module.ArrayRecordReader(str(path))
+        count = reader.num_records() if reader.ok() else 0
+        if count != expected:
+            raise errors.BadValueError(
+                f"{path} cannot be read ({count} of {expected} records: cut off or damaged); {cure}"
+            )
+        reader.close()
+
+
 def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) -> Source:
     """Opens one split of a built data set.
 
@@ -225,9 +246,7 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
     base = re.split(r"[\[+]", split)[0]
     if base not in builder.info.splits:
         raise errors.unknown_name(f"split of {name}/{subset}", split, builder.info.splits)
-    for path in builder.info.splits[base].filepaths:
-        if not path.exists():
-            raise errors.NotFoundError(f"{path} is gone; {cure}")
+    _check_files(builder.info.splits[base], cure)
     try:
         records = builder.as_data_source(
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES

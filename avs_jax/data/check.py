@@ -186,11 +186,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--report", metavar="FILE", help="write all findings to a CSV")
     parser.add_argument(
+        "--any_count",
         "--any-count",
         action="store_true",
         help="the tables may name other clips than the released ones (a part of AVSBench)",
     )
-    parser.add_argument("--num_workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument(
+        "--num_workers",
+        "--num-workers",
+        type=int,
+        help="processes (default: one for each core)",
+    )
     args = parser.parse_args(argv)
     results = check(args.source, any_count=args.any_count, num_workers=args.num_workers)
     for result in results:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import cv2
 from array_record.python import array_record_module
 
+from avs_jax import errors
 from avs_jax.data.avsbench import clips as clips_lib
 from avs_jax.data.avsbench.faults import Finding
 from avs_jax.data.avsbench.layouts import Clip
@@ -149,8 +150,7 @@ def write_shard(shard: Shard) -> Report:
     findings, counts = [], {}
     temporary = f"{shard.path}.{os.getpid()}.tmp"
     features = clips_lib.features()
-    writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
-    try:
+    with _open_writer(temporary) as writer:
         for clip in shard.clips:
             example, found = clips_lib.read_clip(clip, shard.repack)
             findings += found
@@ -163,14 +163,26 @@ def write_shard(shard: Shard) -> Report:
             for key in ("frames", "label"):
                 example[key] = [io.BytesIO(data) for data in example[key]]
             writer.write(features.serialize_example(example))
-    finally:
-        writer.close()
     report = Report(fingerprint, os.path.getsize(temporary), counts, tuple(findings))
     with contextlib.suppress(FileNotFoundError):
         os.remove(report_path)  # it tells of the file that is replaced now
     os.replace(temporary, shard.path)
     _save_report(report, report_path)
     return report
+
+
+@contextlib.contextmanager
+def _open_writer(path: str) -> Iterator[array_record_module.ArrayRecordWriter]:
+    """An ArrayRecord that is closed whatever happens; raises BadValueError if it cannot be."""
+    writer = array_record_module.ArrayRecordWriter(path, _WRITER_OPTIONS)
+    try:
+        try:
+            yield writer
+        finally:
+            writer.close()  # most of the data are written here
+    except RuntimeError as error:  # ArrayRecord's only kind
+        reason = str(error).partition(";")[0]
+        raise errors.BadValueError(f"cannot write {path}: {reason}.") from error
 
 
 def _fingerprint(shard: Shard) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_data_source
 
+from avs_jax import errors
 from avs_jax.data import shards
 from avs_jax.data.avsbench import clips as clips_lib
 from avs_jax.data.avsbench import layouts
@@ -173,3 +174,10 @@ def test_workers_write_the_same_as_one_process(plan):
 def test_error_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         list(shards.run_parallel(lambda number: 1 / number, [1, 0], num_workers=1))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_full_disk_is_an_error_in_one_line(plan):
+    os.symlink("/dev/full", f"{plan[0].path}.{os.getpid()}.tmp")
+    with pytest.raises(errors.BadValueError, match=r"cannot write .*No space left"):
+        shards.write_shard(plan[0])

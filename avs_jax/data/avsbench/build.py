@@ -380,7 +380,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="s4, ms3: the pixels of PNG frames in a coding that is read twice as fast",
     )
-    parser.add_argument("--num_workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument(
+        "--any_count",
+        "--any-count",
+        action="store_true",
+        help="as for the checker; the table may name other clips than the released one anyway",
+    )
+    parser.add_argument(
+        "--num_workers",
+        "--num-workers",
+        type=int,
+        help="processes (default: one for each core)",
+    )
     args = parser.parse_args(argv)
     info = build(
         args.subset,

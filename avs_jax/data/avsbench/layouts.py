@@ -212,7 +212,8 @@ def _find_table(kind: str, root: pathlib.Path, folders: Sequence[pathlib.Path]) 
     seen = []
     for folder in dict.fromkeys([root, root.parent, root.parent.parent, *folders]):
         tables = sorted(
-            folder.glob("*.csv"), key=lambda path: (path.name not in _TABLE_NAMES, path.name)
+            (path for path in folder.glob("*.csv") if path.is_file()),
+            key=lambda path: (path.name not in _TABLE_NAMES, path.name),
         )
         for table in tables:
             columns = _read_columns(table)
@@ -238,11 +239,11 @@ def _open_table(path: pathlib.Path):
 
 
 def _read_columns(path: pathlib.Path) -> list[str]:
-    with _open_table(path) as file:
-        try:
+    try:
+        with _open_table(path) as file:
             header = next(csv.reader(file), [])
-        except csv.Error:  # some other file that is called .csv
-            header = []
+    except (csv.Error, OSError):  # some other file that is called .csv, or one that is not ours
+        header = []
     return [name.strip().lower() for name in header]
 
 
@@ -250,17 +251,24 @@ def read_clips(layout: Layout) -> tuple[list[Clip], list[BadRow]]:
     """The clips a table names, in its order, and its rows that name none.
 
     Columns are found by name, whatever their order. Names stay text, also such as "-_wznbUu3DY".
+
+    Raises:
+      BadValueError: the table cannot be read to its end.
     """
     columns = _read_columns(layout.table)
     rows, bad_rows, lines = [], [], {}
     with _open_table(layout.table) as file:
         reader = csv.reader(file)
         next(reader)
-        for cells in reader:
+        for cells in _read_rows(reader, layout.table):
             if not any(cell.strip() for cell in cells):
                 continue
-            row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
+            found = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
+            # Only what a layout asks for: others may be called like the fields of our templates.
+            row = {name: found[name] for name in _COLUMNS[layout.kind] if name in found}
             fault = _row_fault(layout.kind, row)
+            if any("\n" in cell for cell in cells):
+                fault = 'a quote (") that is not closed: the lines up to the next one are lost'
             key = (row.get("label"), row.get(_COLUMNS[layout.kind][0]))
             if fault:
                 bad_rows.append(BadRow(reader.line_num, "bad_row", fault))
@@ -272,6 +280,16 @@ def read_clips(layout: Layout) -> tuple[list[Clip], list[BadRow]]:
                 rows.append(row)
     make_clip = _clip_maker(layout, rows)
     return [make_clip(row) for row in rows], bad_rows
+
+
+def _read_rows(reader, table: pathlib.Path) -> Iterable[list[str]]:
+    try:
+        yield from reader
+    except (csv.Error, OSError) as error:
+        raise errors.BadValueError(
+            f"{table} cannot be read beyond line {reader.line_num} ({error}); put back the "
+            "release's CSV."
+        ) from error
 
 
 def _row_fault(kind: str, row: dict[str, str]) -> str | None:

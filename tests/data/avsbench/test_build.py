@@ -257,6 +257,12 @@ def test_killed_build_leaves_nothing_finished_and_goes_on(source, tmp_path):
     assert os.listdir(tmp_path / "out") == ["avsbench"]
 
 
+@pytest.mark.parametrize("flag", ["--any-count", "--any_count"])
+def test_flag_of_the_checker_is_taken(release, tmp_path, capsys, flag):
+    build.main(["s4", str(release), str(tmp_path), flag])
+    assert "avsbench/s4/1.0.0" in capsys.readouterr().out
+
+
 def test_two_builds_do_not_write_at_once(release, tmp_path):
     staging = tmp_path / ".building-avsbench-s4"
     staging.mkdir()

@@ -55,6 +55,31 @@ def test_every_whole_clip_is_read_without_a_finding(whole):
         assert kinds == (["short_wav"] if name == "Cd_0_5000" else [])
 
 
+@pytest.mark.parametrize(("what", "pixels"), [("mask", "masks"), ("frame", "frames")])
+def test_every_bit_that_flips_in_a_png_is_found(s4_clip, what, pixels):
+    path = pathlib.Path(getattr(s4_clip, pixels)[0])
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    found = []
+    for place in rng.integers(8 * 8, 8 * (len(whole) - 12), 60):  # not in the signature, nor IEND
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        example, findings = clips.read_clip(s4_clip)
+        found.append(example is None and f"unreadable_{what}" in {f.kind for f in findings})
+    path.write_bytes(whole)
+    assert all(found)
+
+
+@pytest.mark.parametrize("rate", [1, 100, 2_000_000_000])
+def test_wav_whose_header_lies_about_its_rate_is_not_resampled(s4_clip, rate, monkeypatch):
+    mini.write_sound(pathlib.Path(s4_clip.wav), rate, np.zeros(12_000, np.int16))
+    monkeypatch.setattr(audio, "resample", None)
+    example, findings = clips.read_clip(s4_clip)
+    assert example is None
+    assert f"a rate of {rate} Hz in its header" in findings[0].detail
+
+
 @pytest.mark.parametrize("name", ["-_wznbUu3DY", "xv7eM6-UmkY_36", "1-j_0_10000"])
 def test_frames_keep_the_bytes_of_the_release(whole, name):
     clip = whole[name]

@@ -142,6 +142,35 @@ def test_row_that_names_no_clip_is_told_with_its_line(s4, row, why):
     assert why in bad_rows[0].why
 
 
+def test_column_that_is_called_like_a_field_of_our_names_is_no_matter(s4):
+    table = s4 / "s4_meta_data.csv"
+    head, *rows = table.read_text().splitlines()
+    lines = [f"{head},i,self,0", *(f"{row},7,8,9" for row in rows)]
+    table.write_text("\n".join(lines))
+    clips, bad_rows = read(s4, "s4")
+    assert all_exist(clips) and not bad_rows
+
+
+def test_quote_that_is_not_closed_is_told_with_its_line(s4):
+    with open(s4 / "s4_meta_data.csv", "a") as file:
+        file.write('x,0,"dog_barking,train\ny,0,dog_barking,train\n')
+    clips, bad_rows = read(s4, "s4")
+    assert len(clips) == 8
+    assert "a quote" in bad_rows[0].why
+
+
+def test_cell_of_more_than_the_reader_takes_is_an_error_in_one_line(s4):
+    with open(s4 / "s4_meta_data.csv", "a") as file:
+        file.write(f'x,0,"{"y" * 200_000}\n')
+    with pytest.raises(errors.BadValueError, match=r"cannot be read beyond line .*field larger"):
+        read(s4, "s4")
+
+
+def test_folder_that_is_called_like_a_table_is_none(s4):
+    (s4 / "a.csv").mkdir()
+    assert len(read(s4, "s4")[0]) == 8
+
+
 def test_second_row_of_a_clip_is_told(s4):
     with open(s4 / "s4_meta_data.csv", "a") as file:
         file.write("-0,0,playing_tabla,train\n")
