@@ -118,5 +118,5 @@ def test_clip_is_shown_as_long_as_it_is():
         "label": np.zeros((5, 4, 4), np.int32),
         "frame_mask": np.arange(5) < 3,
     }
-    shown = pictures.Shown(clip, clip, {})
-    assert [x.shape[0] for x in shown.known()] == [3, 3]
+    sample = pictures.Sample(clip, clip, {})
+    assert [x.shape[0] for x in sample.known()] == [3, 3]
