@@ -34,11 +34,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}.")
 
 
-def not_writable(option: str, folder: os.PathLike, error: OSError) -> BadValueError:
+def not_writable(option: str, folder: os.PathLike, error: Exception) -> BadValueError:
     """The error for the folder of a program's `option`, e.g. --workdir."""
-    return BadValueError(
-        f"{option} {folder} is not writable ({error.strerror}); name a folder that is."
-    )
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    return BadValueError(f"{option} {folder} is not writable ({reason}); name a folder that is.")
 
 
 def check_writable(option: str, folder: os.PathLike) -> None:
@@ -50,12 +49,14 @@ def check_writable(option: str, folder: os.PathLike) -> None:
     Raises:
       BadValueError: it cannot be made or written.
     """
+    # Of a local folder OSError; of a bucket whatever its client raises.
+    failures = Exception if "://" in os.fspath(folder) else OSError
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
-        probe.touch()
+        probe.write_text("")
         probe.unlink(missing_ok=True)  # another process's probe has the same name
-    except OSError as error:
+    except failures as error:
         raise not_writable(option, folder, error) from error
 
 

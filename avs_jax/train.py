@@ -16,14 +16,14 @@ import signal
 import threading
 import time
 from collections import deque
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
-from avs_jax import devices, errors
+from avs_jax import devices, errors, paths
 from avs_jax.backbones import get_normalization
 from avs_jax.config import check_fields, read_config
 from avs_jax.data import open_split, pipeline, transforms
@@ -239,6 +239,7 @@ def train(config, workdir, distributed=False, stop=None):
             checkpoints.save_if_best(train_state, name, float(scores[name]))
             stopping = stopping or stop.is_set()
         if save or stopping:
+            logs.flush()
             checkpoints.save(train_state, batches)
         if evaluate or save:
             progress.resume()
@@ -305,14 +306,14 @@ def warn_of_random_parts(config, params, given) -> list[str]:
     return lines
 
 
-def make_workdir(workdir: str) -> Path:
+def make_workdir(workdir: str) -> epath.Path:
     """Creates the folder; raises BadValueError where nothing can be written."""
-    if "://" in workdir:
+    if workdir.startswith("s3://"):
         raise errors.BadValueError(
-            f"--workdir {workdir}: buckets are not written to directly; mount it (gcsfuse) and "
-            "name the folder."
+            f"--workdir {workdir}: orbax, which writes the checkpoints, knows local folders and gs://"
+            "; mount the bucket and name the folder, or use gs://."
         )
-    path = Path(workdir)
+    path = paths.absolute(workdir)
     errors.check_writable("--workdir", path)
     return path
 

@@ -19,6 +19,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.buckets import bucket, no_bucket_client  # noqa: F401 (fixtures)
+
 # Gigabytes that only conversion needs (extra `convert`): without them the rest is tested.
 LACKS_TORCH = any(importlib.util.find_spec(name) is None for name in ("torch", "safetensors"))
 

@@ -26,8 +26,10 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
+from etils import epath
 
-from avs_jax import errors
+from avs_jax import errors, paths
+from avs_jax.data import bucket
 
 SAMPLE_RATE = 16_000
 SPLITS = ("train", "validation", "test")
@@ -89,7 +91,7 @@ def _load(place: str):
     return getattr(importlib.import_module(module), attribute)
 
 
-def find_built(name: str, subset: str, data_dir: str | os.PathLike) -> pathlib.Path:
+def find_built(name: str, subset: str, data_dir: str | os.PathLike) -> epath.Path:
     """The folder of the newest built version of a subset.
 
     Raises:
@@ -100,12 +102,12 @@ def find_built(name: str, subset: str, data_dir: str | os.PathLike) -> pathlib.P
     if subset not in dataset.seconds:
         raise errors.unknown_name(f"subset of {name}", subset, dataset.seconds)
     command = dataset.command.format(subset=subset, data_dir=data_dir)
-    root = pathlib.Path(data_dir)
+    root = paths.absolute(data_dir) if paths.in_bucket(data_dir) else epath.Path(data_dir)
     if not root.is_dir():
         raise errors.NotFoundError(f"no data directory {data_dir}; build it with: {command}")
-    entries = list((root / name / subset).glob("*"))
+    entries = list((root / name / subset).glob("*"))  # of a bucket: those that hold something
     versions = [path for path in entries if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    built = [path for path in versions if (path / "dataset_info.json").is_file()]
+    built = [path for path in versions if (path / "dataset_info.json").exists()]
     if built:
         return max(built, key=lambda path: [int(part) for part in path.name.split(".")])
     if entries:
@@ -221,6 +223,18 @@ def _check_files(split, cure: str) -> None:
         reader.close()
 
 
+def _bring_here(folder: epath.Path, split: str, cure: str) -> pathlib.Path:
+    """A local copy of what describes a data set in a bucket, and of the files of a split (or of
+    several: "train[:100]+test")."""
+    parts = tuple(f"-{part.partition('[')[0]}." for part in split.split("+"))
+    names = [path.name for path in folder.iterdir()]
+    wanted = [n for n in names if n.endswith(".json") or any(part in n for part in parts)]
+    try:
+        return bucket.copy_here(folder, wanted)
+    except FileNotFoundError as error:
+        raise errors.NotFoundError(f"{error} is gone; {cure}") from error
+
+
 def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) -> Source:
     """Opens one split of a built data set.
 
@@ -228,7 +242,7 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
       name: of `DATASETS`.
       subset: of that data set, e.g. "ms3".
       split: "train", "validation", "test", or a slice in TFDS's notation, e.g. "train[:100]".
-      data_dir: where the data set was built.
+      data_dir: where the data set was built; gs:// or s3:// too, see `bucket`.
 
     Raises:
       UnknownNameError: for a name that is not known; the message lists the known ones.
@@ -242,6 +256,8 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
 
     from avs_jax.data import decoding
 
+    if paths.in_bucket(folder):
+        folder = _bring_here(folder, split, cure)
     builder = tfds.builder_from_directory(folder)
     base = re.split(r"[\[+]", split)[0]
     if base not in builder.info.splits:

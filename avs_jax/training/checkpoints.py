@@ -19,10 +19,9 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
-from avs_jax import errors
+from avs_jax import errors, paths
 from avs_jax.config import differences
 from avs_jax.training.state import TrainState
 from avs_jax.types import PyTree
@@ -62,7 +61,7 @@ class Checkpoints:
         keep: int = 2,
         say: Callable[[str], None] = print,
     ):
-        self.workdir = epath.Path(workdir).resolve()
+        self.workdir = paths.absolute(workdir)
         self.config = config
         self._say = say
         self._latest = open_manager(self.workdir / "checkpoints", keep)
@@ -186,6 +185,9 @@ class Checkpoints:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
                     target.rmtree()
+                if paths.in_bucket(target):  # there a folder is there once it holds something
+                    note = "Checkpoints that could not be read when the run went on.\n"
+                    (target.parent / "README").write_text(note)
                 source.rename(target)
             self._say(f"checkpoint {step} is kept as {target}.")
         if steps:

@@ -1,36 +1,70 @@
-"""Where numbers go: the console, JSON lines, TensorBoard. Only the first process writes."""
+"""Where numbers go: the console, JSON lines, TensorBoard. Only the first process writes.
+
+Logs of a run in a bucket are written to a temporary folder here and copied up, whole files at a
+time: every half a minute, before each checkpoint, and at the end. So whatever comes after the last
+checkpoint may be lost with a machine, and is written again by the run that goes on from there.
+"""
 
 import json
+import os
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 import tensorboardX
+from etils import epath
 from tqdm import tqdm
+
+from avs_jax import paths
+from avs_jax.types import UInt8
+
+_COPY_EVERY = 30.0  # seconds; Google allows one write of an object a second
 
 
 class Logs:
-    """Writes scalars of a run to `workdir/metrics.jsonl`, `workdir/tensorboard/` and stderr."""
+    """Writes figures of a run to `workdir/metrics.jsonl`, `workdir/tensorboard/` and stderr."""
 
-    def __init__(self, workdir: Path):
-        self.path = Path(workdir) / "metrics.jsonl"
+    def __init__(self, workdir: os.PathLike | str):
+        self.path = epath.Path(workdir) / "metrics.jsonl"
         self.main = jax.process_index() == 0
-        self._board_folder = str(Path(workdir) / "tensorboard")
         self._board = None
+        self._mirror = None
+        self.folder = Path(workdir)  # where files are written
+        if paths.in_bucket(workdir) and self.main:
+            self._mirror = Mirror(epath.Path(workdir))
+            self.folder = self._mirror.folder
+            if self.path.exists():
+                self._here.write_bytes(self.path.read_bytes())
+
+    @property
+    def _here(self) -> Path:
+        return self.folder / self.path.name
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One JSON line {"step", "time", name: value, ...} and one point per name."""
         if not self.main:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
-        with self.path.open("a") as file:
+        with self._here.open("a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | scalars) + "\n")
-        if self._board is None:
-            self._board = tensorboardX.SummaryWriter(self._board_folder)
+        self._open_board()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
+
+    def draw(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture in TensorBoard."""
+        if self.main:
+            self._open_board()
+            self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def _open_board(self, **options) -> None:
+        if self._board is None:
+            self._board = tensorboardX.SummaryWriter(str(self.folder / "tensorboard"), **options)
 
     def say(self, text: str) -> None:
         """A line for whoever watches, above any progress bar."""
@@ -40,17 +74,66 @@ class Logs:
 
     def rewind(self, step: int) -> None:
         """Drops what was written after `step`: a resumed run writes it again."""
-        if self.main and self.path.exists():
-            self._board = tensorboardX.SummaryWriter(self._board_folder, purge_step=step + 1)
-            lines = self.path.read_text().splitlines(keepends=True)
+        if self.main and self._here.exists():
+            self._open_board(purge_step=step + 1)
+            lines = self._here.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= step]
             if len(kept) < len(lines):
-                self.path.write_text("".join(kept))
+                self._here.write_text("".join(kept))
+
+    def flush(self) -> None:
+        """Returns when all that was written is where it belongs."""
+        if self._board is not None:
+            self._board.flush()
+        if self._mirror is not None:
+            self._mirror.copy()
 
     def close(self) -> None:
-        """Flushes TensorBoard."""
+        """Flushes and ends."""
         if self._board is not None:
             self._board.close()
+        if self._mirror is not None:
+            self._mirror.close()
+
+
+class Mirror:
+    """A temporary folder whose files are copied to a bucket by a thread of its own."""
+
+    def __init__(self, target: epath.Path):
+        self._target = target
+        self._temporary = tempfile.TemporaryDirectory(prefix="avs_jax_")
+        self.folder = Path(self._temporary.name)
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="copy logs", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_COPY_EVERY):
+            try:
+                self.copy()
+            except Exception as error:  # the network, for a while: the next time does it
+                tqdm.write(f"logs are not copied to {self._target}: {error}", file=sys.stderr)
+
+    def copy(self) -> None:
+        """Copies what changed since it was copied last."""
+        with self._lock:
+            for path in sorted(self.folder.rglob("*")):
+                if not path.is_file():
+                    continue
+                name, status = path.relative_to(self.folder).as_posix(), path.stat()
+                stamp = (status.st_size, status.st_mtime_ns)
+                if self._copied.get(name) != stamp:
+                    (self._target / name).write_bytes(path.read_bytes())
+                    self._copied[name] = stamp
+
+    def close(self) -> None:
+        """Copies what is left, and deletes the folder."""
+        self._ended.set()
+        self._thread.join()
+        self.copy()
+        self._temporary.cleanup()
 
 
 def _step_of(line: str) -> int | float:

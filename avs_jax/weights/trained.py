@@ -24,7 +24,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
-from avs_jax import errors
+from avs_jax import errors, paths
 from avs_jax.config import differences
 from avs_jax.data import load_class_names
 from avs_jax.models import get_model
@@ -86,7 +86,7 @@ def load_model(
       NotFoundError: no such folder, no checkpoint in it, or not that step.
       BadValueError: no checkpoint can be read, or it fits no model of this version.
     """
-    workdir = epath.Path(directory).expanduser().resolve()
+    workdir = paths.absolute(directory)
     reasons = []
     for folder, step in _find_steps(workdir, which):
         try:

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
+from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from avs_jax.training.logs import Logs
+from avs_jax.weights import trained
 
 
 def read(path):
@@ -54,3 +57,42 @@ def test_rewind_purges_later_points_from_tensorboard(tmp_path):
         event.step for file in files for event in read_events(file) if event.HasField("session_log")
     ]
     assert purges == [3]
+
+
+def test_logs_of_a_run_in_a_bucket_are_there_after_a_flush(bucket):
+    logs = Logs(f"{bucket}/run")
+    logs.write(1, {"train/loss": 0.5})
+    logs.flush()
+    run = epath.Path(bucket) / "run"
+    assert [line["step"] for line in read(run)] == [1]
+    (events,) = (run / "tensorboard").iterdir()
+    before = events.stat().length
+    logs.write(2, {"train/loss": 0.25})
+    logs.close()
+    assert [line["step"] for line in read(run)] == [1, 2]
+    assert events.stat().length > before > 0
+
+
+def test_a_run_in_a_bucket_goes_on_with_its_log(bucket):
+    for steps in ((1, 2, 3), (3, 4)):
+        logs = Logs(f"{bucket}/run")
+        logs.rewind(steps[0] - 1)
+        for step in steps:
+            logs.write(step, {"train/loss": float(step)})
+        logs.close()
+    assert [line["step"] for line in read(epath.Path(bucket) / "run")] == [1, 2, 3, 4]
+    assert trained.last_value(f"{bucket}/run/metrics.jsonl", "train/loss") == 4
+
+
+def test_pictures_become_tensorboard_images(tmp_path):
+    logs = Logs(tmp_path)
+    logs.draw(3, "validation/clip", np.full((4, 6, 3), 200, np.uint8))
+    logs.close()
+    (file,) = tmp_path.joinpath("tensorboard").iterdir()
+    (image,) = [
+        (event.step, value.tag, value.image)
+        for event in read_events(file)
+        for value in event.summary.value
+    ]
+    assert image[:2] == (3, "validation/clip")
+    assert (image[2].height, image[2].width) == (4, 6)
