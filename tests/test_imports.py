@@ -16,12 +16,13 @@ from avs_jax.__main__ import PROGRAMS
 ROOT = Path(avs_jax.__file__).parent
 
 # A room may import from those before it, and within itself.
-GROUND = ("avs_jax", "avs_jax.devices", "avs_jax.config", "avs_jax.errors", "avs_jax.types")
+GROUND = tuple(f"avs_jax.{name}" for name in ("devices", "config", "errors", "paths", "types"))
 ROOMS = ("layers", "media", "backbones", "data", "models", "scoring", "weights", "training")
 
 # Imports inside functions, and why they are not at the head of the file.
 LAZY = {
     ("avs_jax.data", "tensorflow_datasets"): "0.3 s that a bare import need not pay",
+    ("avs_jax.data", "array_record.python"): "with tensorflow_datasets, which brings it",
     ("avs_jax.data", "avs_jax.data.decoding"): "with tensorflow_datasets, which it needs",
     ("avs_jax.data.sounding_shapes.build", "avs_jax.data.sounding_shapes.preview"): "PIL and cv2, "
     "which building does not need",
@@ -81,7 +82,7 @@ def ours():
 
 def room(module):
     parts = module.split(".")
-    if module in GROUND:
+    if module in ("avs_jax", *GROUND):
         return "ground"
     return parts[1] if parts[1] in ROOMS else "programs"
 
