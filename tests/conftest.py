@@ -1,7 +1,8 @@
-"""What all tests share: eight CPU devices, checked shapes, quick variables, and PyTorch or not."""
+"""What all tests share: eight CPU devices, checked shapes, quick variables; PyTorch, media."""
 
 import importlib.util
 import os
+import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is what most tests spend their time on: no optimisation.
@@ -23,11 +24,15 @@ from tests.buckets import bucket, no_bucket_client  # noqa: F401 (fixtures)
 
 # Gigabytes that only conversion needs (extra `convert`): without them the rest is tested.
 LACKS_TORCH = any(importlib.util.find_spec(name) is None for name in ("torch", "safetensors"))
+# Real pictures, sounds and weights of other packages (launch/fetch_media.sh).
+MEDIA = pathlib.Path(os.environ.get("AVS_JAX_MEDIA", "data/media"))
+LACKS_MEDIA = not (MEDIA / "media.json").exists()
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than ten seconds; run in CI all the same")
     config.addinivalue_line("markers", "needs_torch: takes the fixture `torch`: so marked by that")
+    config.addinivalue_line("markers", "needs_media: takes the fixture `media`: so marked by that")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marks
@@ -37,6 +42,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker("needs_torch")
             if LACKS_TORCH:
                 item.add_marker(pytest.mark.skip(reason="needs PyTorch (extra `convert`)"))
+        if "media" in getattr(item, "fixturenames", ()):
+            item.add_marker("needs_media")
+            if LACKS_MEDIA:
+                item.add_marker(pytest.mark.skip(reason="needs launch/fetch_media.sh"))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -47,12 +56,24 @@ def pytest_terminal_summary(terminalreporter):
             f"{left_out} tests left out for lack of PyTorch; to run them too: "
             'pip install -e ".[test,convert]"'
         )
+    left_out = sum("needs_media" in report.keywords for report in skipped)
+    if LACKS_MEDIA and left_out:
+        terminalreporter.write_line(
+            f"{left_out} tests left out for lack of real media; to run them too: "
+            "launch/fetch_media.sh, or AVS_JAX_MEDIA=DIR where it fetched before"
+        )
 
 
 @pytest.fixture(scope="session")
 def torch():
     """PyTorch; a test that takes it is marked `needs_torch` and left out where it is missing."""
     return importlib.import_module("torch")
+
+
+@pytest.fixture(scope="session")
+def media():
+    """The folder of real media; a test that takes it is marked `needs_media`, and so left out."""
+    return MEDIA
 
 
 @pytest.fixture(scope="session")
