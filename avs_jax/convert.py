@@ -4,9 +4,12 @@ r"""Converts published PyTorch weights to this library's, and back.
     python -m avs_jax.convert vggish vggish-10086976.pth --output weights/vggish
     python -m avs_jax.convert pcmanet PCMANet_S4.pth --audio-backbone vggish-10086976.pth \
         --field backbone=resnet50 --field groups=4 --output weights/pcmanet
+    python -m avs_jax.convert efficientnet_lite0 efficientnet-lite0-57934424.pth --output DIR
+    python -m avs_jax.convert yamnet backbones/yamnet --field num_classes=521 --output DIR
     python -m avs_jax.convert resnet50 weights/resnet50 --to-torch --output resnet50.safetensors
 
-FILE is a .pth, .pt or .safetensors file with a state_dict, or a checkpoint that wraps one. With
+FILE is a .pth, .pt or .safetensors file with a state_dict, or a checkpoint that wraps one; of
+yamnet the folder of its SavedModel (launch/fetch_media.sh fetches lite0's and yamnet's). With
 --to-torch it is a folder written by this program, or the WORKDIR of a training run.
 Training starts from converted weights with `--config.init_from.backbone=weights/resnet50` and
 `--config.init_from.audio_backbone=weights/vggish`.
@@ -46,6 +49,7 @@ from avs_jax.weights.converted import (
     save_converted,
     unflatten,
 )
+from avs_jax.weights.tensorflow_files import find_data, read_bundle
 from avs_jax.weights.torch_files import import_extra, read_torch_file, to_numpy
 from avs_jax.weights.torch_tables import (
     TABLES,
@@ -271,9 +275,21 @@ def to_torch(network: str, variables: Mapping[str, PyTree], **fields) -> dict[st
 # ---------------------------------------------------------------- the program
 
 
-def _sha256(path: str) -> str:
-    with epath.Path(path).expanduser().open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_OF_TENSORFLOW = ("yamnet",)
+
+
+def read_weights(network: str, path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """({name: array}, {"file", "sha256"}) of a published file, or of a SavedModel's folder.
+
+    Raises:
+      NotFoundError, BadValueError: see `read_torch_file` and `read_bundle`.
+    """
+    is_torch = network not in _OF_TENSORFLOW
+    arrays = read_torch_file(path) if is_torch else read_bundle(path)
+    data = epath.Path(path).expanduser() if is_torch else find_data(path)
+    with data.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return arrays, {"file": data.name, "sha256": sha256}
 
 
 def parse_field(text: str) -> tuple[str, Any]:
@@ -312,18 +328,15 @@ def main() -> None:
     if args.to_torch:
         _write_torch(args.network, args.file, args.output, fields)
         return
-    state_dict = read_torch_file(args.file)
-    source = {"file": epath.Path(args.file).name, "sha256": _sha256(args.file)}
+    state_dict, source = read_weights(args.network, args.file)
     if args.audio_backbone:
-        sound = read_torch_file(args.audio_backbone)
+        sound_network = fields.get("audio_backbone", "vggish")
+        sound, sound_source = read_weights(sound_network, args.audio_backbone)
         state_dict = {
             **{name: state_dict[whole] for name, whole in _strip(state_dict).items()},
             **{f"audio_backbone.{name}": sound[whole] for name, whole in _strip(sound).items()},
         }
-        source["audio_backbone"] = {
-            "file": epath.Path(args.audio_backbone).name,
-            "sha256": _sha256(args.audio_backbone),
-        }
+        source["audio_backbone"] = sound_source
     variables = from_torch(args.network, state_dict, what=args.file, **fields)
     del state_dict  # a second copy of the weights while the first is written
     provenance = save_converted(args.output, args.network, variables, source, **fields)

@@ -17,6 +17,8 @@ import numpy as np
 from flax import linen as nn
 
 from avs_jax import errors
+from avs_jax.backbones import efficientnet_lite
+from avs_jax.backbones.efficientnet_lite import efficientnet_lite0
 from avs_jax.backbones.light import AudioCNN, small_resnet
 from avs_jax.backbones.pvt_v2 import (
     pvt_v2_b0,
@@ -28,6 +30,7 @@ from avs_jax.backbones.pvt_v2 import (
 )
 from avs_jax.backbones.resnet import resnet18, resnet50
 from avs_jax.backbones.vggish import VGGish
+from avs_jax.backbones.yamnet import YAMNet
 from avs_jax.types import Float
 
 PICTURE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -39,14 +42,20 @@ PICTURE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "pvt_v2_b3": pvt_v2_b3,
     "pvt_v2_b4": pvt_v2_b4,
     "pvt_v2_b5": pvt_v2_b5,
+    "efficientnet_lite0": efficientnet_lite0,
     "small_resnet": small_resnet,
 }
-SOUND_BACKBONES: dict[str, Callable[..., nn.Module]] = {"vggish": VGGish, "audio_cnn": AudioCNN}
+SOUND_BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "vggish": VGGish,
+    "yamnet": YAMNet,
+    "audio_cnn": AudioCNN,
+}
 BACKBONES = PICTURE_BACKBONES | SOUND_BACKBONES
 
-# ImageNet, RGB in [0, 1]: what every published picture backbone was trained with.
+# ImageNet, RGB in [0, 1]: what the published picture backbones were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_OTHER_NORMALIZATIONS = {"efficientnet_lite0": (efficientnet_lite.MEAN, efficientnet_lite.STD)}
 
 
 def get_backbone(name: str, **fields) -> nn.Module:
@@ -74,4 +83,5 @@ def get_normalization(name: str) -> tuple[Float[np.ndarray, "3"], Float[np.ndarr
     """
     if name not in PICTURE_BACKBONES:
         raise errors.unknown_name("picture backbone", name, PICTURE_BACKBONES)
-    return np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    mean, std = _OTHER_NORMALIZATIONS.get(name, (IMAGENET_MEAN, IMAGENET_STD))
+    return np.array(mean, np.float32), np.array(std, np.float32)

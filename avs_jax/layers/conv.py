@@ -11,24 +11,35 @@ from avs_jax import errors
 from avs_jax.types import Array, Float
 
 
-def _depthwise_taps(x: Array, kernel: Array) -> Array:
+def same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after, as TensorFlow and XLA mean "SAME": an odd one goes behind."""
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2
+
+
+def _padding(x: Array, kernel: Array, stride: int) -> list[tuple[int, int]]:
+    return [same_padding(x.shape[1 + i], kernel.shape[i], stride) for i in (0, 1)]
+
+
+def _depthwise_taps(x: Array, kernel: Array, stride: int) -> Array:
     """Sum of shifted copies, each times one tap: XLA fuses them into a single pass on CPU."""
-    height, width = x.shape[1:3]
+    height, width = (-(-length // stride) for length in x.shape[1:3])
     rows, columns = kernel.shape[:2]
-    x = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
-    return sum(
-        x[:, i : i + height, j : j + width] * kernel[i, j, 0]
-        for i in range(rows)
-        for j in range(columns)
-    )
+    x = jnp.pad(x, ((0, 0), *_padding(x, kernel, stride), (0, 0)))
+
+    def shifted(i, j):
+        last = (i + stride * (height - 1) + 1, j + stride * (width - 1) + 1)
+        return x[:, i : last[0] : stride, j : last[1] : stride]
+
+    return sum(shifted(i, j) * kernel[i, j, 0] for i in range(rows) for j in range(columns))
 
 
-def _depthwise_conv(x: Array, kernel: Array) -> Array:
+def _depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(1, 1),
-        padding=[(size // 2, size // 2) for size in kernel.shape[:2]],
+        window_strides=(stride, stride),
+        padding=_padding(x, kernel, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
@@ -38,36 +49,45 @@ _METHODS = {"taps": _depthwise_taps, "conv": _depthwise_conv}
 
 
 def depthwise_conv(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 c"], method: str = "auto"
-) -> Float[Array, "n h w c"]:
-    """Each channel with its own odd-sized kernel, stride 1, zero padding to the same size.
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw 1 c"],
+    method: str = "auto",
+    stride: int = 1,
+) -> Float[Array, "n h2 w2 c"]:
+    """Each channel with its own kernel, zero padding to ceil(size / stride) as by "SAME".
 
     `method`: "conv" is XLA's grouped convolution, the right one on GPU and TPU; on CPU it takes
     several times as long as "taps". "auto" chooses by the platform the program is compiled for.
     """
     if method == "auto":
-        return jax.lax.platform_dependent(x, kernel, cpu=_depthwise_taps, default=_depthwise_conv)
+        cpu, default = (partial(_METHODS[name], stride=stride) for name in ("taps", "conv"))
+        return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
     if method not in _METHODS:
         raise errors.unknown_name("depthwise method", method, ["auto", *_METHODS])
-    return _METHODS[method](x, kernel)
+    return _METHODS[method](x, kernel, stride)
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution with bias; parameters `kernel` [k k 1 c], `bias` [c] as `nn.Conv`."""
+    """Depthwise convolution; parameters `kernel` [k k 1 c], `bias` [c] as `nn.Conv`."""
 
     kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = True
     method: str = "auto"
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
         channels = x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, 1, channels)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        y = depthwise_conv(x, kernel, self.method, self.stride)
+        if not self.use_bias:
+            return y
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        x, kernel, bias = (jnp.asarray(value, self.dtype) for value in (x, kernel, bias))
-        return depthwise_conv(x, kernel, self.method) + bias
+        return y + jnp.asarray(bias, self.dtype)
 
 
 class DilatedHead(nn.Module):

@@ -1,5 +1,8 @@
 r"""Which entry of a PyTorch `state_dict` goes where: one declarative table per network.
 
+YAMNet's is of a TensorFlow checkpoint, as `tensorflow_files.read_bundle` reads it; its arrays have
+our layout already, but for depthwise kernels.
+
 A rule couples a source name with one or several target paths through placeholders and says how the
 array changes. The same rule reads both ways (`convert.from_torch`, `convert.to_torch`):
 
@@ -45,6 +48,8 @@ class Transform(NamedTuple):
 SAME = Transform("same", lambda x: x, lambda x: x)
 # [o i h w] <-> [h w i o]; also of depthwise convolutions, [c 1 h w] <-> [h w 1 c]
 CONV = Transform("conv", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+# TensorFlow's depthwise kernels [h w c 1] <-> [h w 1 c]
+DEPTHWISE = Transform("depthwise", lambda x: x.swapaxes(2, 3), lambda x: x.swapaxes(2, 3))
 LINEAR = Transform("linear", lambda x: x.T, lambda x: x.T)
 SCALAR = Transform("scalar", lambda x: x.reshape(()), lambda x: x.reshape(1))  # PReLU's one slope
 
@@ -222,6 +227,47 @@ def _vggish(**_) -> Table:
     )
 
 
+def _efficientnet_lite(num_classes=0, **_) -> Table:
+    rules = [
+        conv("_conv_stem", "conv_stem"),
+        batch_norm("_bn0", "bn0"),
+        conv("_blocks.{i}._{part:expand|depthwise|project}_conv", "blocks_{i}/{part}_conv"),
+        batch_norm("_blocks.{i}._bn{k}", "blocks_{i}/bn{k}"),
+    ]
+    head = [conv("_conv_head", "conv_head"), batch_norm("_bn1", "bn1"), dense("_fc", "fc")]
+    if num_classes:
+        return table([*rules, *head])
+    return table(rules, ignore={r"_(conv_head|bn1|fc)\..*": "ImageNet's head"})
+
+
+def _yamnet(num_classes=0, **_) -> Table:
+    """Layers are numbered through: convolution, norm, then four for each separable layer."""
+
+    def kernel(index, target, kind="kernel", transform=SAME):
+        return Rule(f"layer_with_weights-{index}/{kind}", f"params/{target}/kernel", transform)
+
+    def bias_norm(index, target):
+        return [
+            Rule(f"layer_with_weights-{index}/beta", f"params/{target}/bias"),
+            Rule(f"layer_with_weights-{index}/moving_mean", f"batch_stats/{target}/mean"),
+            Rule(f"layer_with_weights-{index}/moving_variance", f"batch_stats/{target}/var"),
+        ]
+
+    rules = [kernel(0, "conv1"), bias_norm(1, "bn1")]
+    for i in range(13):
+        first, layer = 2 + 4 * i, f"layer{i + 2}"
+        rules += [
+            kernel(first, f"{layer}/depthwise_conv", "depthwise_kernel", DEPTHWISE),
+            bias_norm(first + 1, f"{layer}/depthwise_bn"),
+            kernel(first + 2, f"{layer}/pointwise_conv"),
+            bias_norm(first + 3, f"{layer}/pointwise_bn"),
+        ]
+    if num_classes:
+        rules += [kernel(54, "logits"), Rule("layer_with_weights-54/bias", "params/logits/bias")]
+        return table(rules)
+    return table(rules, ignore={r"layer_with_weights-54/.*": "AudioSet's head"})
+
+
 # ---------------------------------------------------------------- models
 
 
@@ -343,6 +389,8 @@ TABLES: dict[str, Callable[..., Table]] = {
     "pvt_v2_b4": _pvt_v2,
     "pvt_v2_b5": _pvt_v2,
     "vggish": _vggish,
+    "efficientnet_lite0": _efficientnet_lite,
+    "yamnet": _yamnet,
     "pcmanet": _pcmanet,
     "catr": _catr,
 }

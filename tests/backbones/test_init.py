@@ -26,8 +26,10 @@ PARAMETERS = {
     "pvt_v2_b3": 44_725_696,
     "pvt_v2_b4": 62_043_072,
     "pvt_v2_b5": 81_443_008,
+    "efficientnet_lite0": 2_958_848,
     "small_resnet": 444_912,
     "vggish": 72_141_184,
+    "yamnet": 3_195_456,
     "audio_cnn": 228_592,
 }
 
@@ -54,7 +56,9 @@ def test_number_of_parameters(name):
     assert count == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "pvt_v2_b0", "small_resnet"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "pvt_v2_b0", "efficientnet_lite0", "small_resnet"]
+)
 def test_pyramid_has_the_stated_channels_and_strides(name):
     module, _, maps = shapes(name)
     assert module.strides == (4, 8, 16, 32)
@@ -68,7 +72,9 @@ def test_sound_backbone_has_the_stated_features(name):
     assert features.shape == (1, module.features)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "pvt_v2_b0", "small_resnet", *SOUND_BACKBONES])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "pvt_v2_b0", "efficientnet_lite0", "small_resnet", *SOUND_BACKBONES]
+)
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_float32(name):
     _, variables, output = shapes(name, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -105,6 +111,12 @@ def test_normalization_is_imagenets():
     mean, std = get_normalization("pvt_v2_b5")
     np.testing.assert_allclose(mean, [0.485, 0.456, 0.406])
     np.testing.assert_allclose(std, [0.229, 0.224, 0.225])
+
+
+def test_normalization_of_lite0_is_its_own():
+    mean, std = get_normalization("efficientnet_lite0")
+    rgb = np.array([0, 127, 255], np.float32)
+    np.testing.assert_allclose((rgb / 255 - mean) / std, (rgb - 127) / 128, atol=1e-6)
 
 
 def test_normalization_of_a_sound_backbone_is_refused():

@@ -80,3 +80,20 @@ def test_unknown_method_is_refused():
         errors.UnknownNameError, match="depthwise method 'fft'; known: auto, conv, taps"
     ):
         depthwise_conv(*inputs(), method="fft")
+
+
+@pytest.mark.parametrize("size", [(7, 10), (8, 9)])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("method", ["auto", "taps", "conv"])
+def test_stride_pads_as_same_does(method, kernel_size, size):
+    x, kernel = inputs(kernel_size, *size)
+    conv = nn.Conv(6, (kernel_size,) * 2, (2, 2), "SAME", feature_group_count=6, use_bias=False)
+    expected = conv.apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_allclose(depthwise_conv(x, kernel, method, 2), expected, atol=1e-5)
+
+
+def test_bias_is_left_out_where_asked():
+    x, _ = inputs()
+    module = DepthwiseConv(5, stride=2, use_bias=False)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    assert set(variables["params"]) == {"kernel"}

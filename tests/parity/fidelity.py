@@ -20,7 +20,9 @@ from flax import linen as nn
 
 from avs_jax import errors
 from avs_jax.backbones import get_backbone
+from avs_jax.backbones.efficientnet_lite import relu6
 from avs_jax.backbones.resnet import max_pool
+from avs_jax.backbones.yamnet import own_log_mel
 from avs_jax.convert import from_torch
 from avs_jax.media import audio
 from tests.parity import fill
@@ -120,6 +122,71 @@ def pvt_v2_b5_entries() -> Entries:
     return entries
 
 
+def efficientnet_lite0_entries() -> Entries:
+    """Stem, all blocks, ImageNet's logits; the reference is efficientnet-lite-pytorch 0.1.0."""
+    name = "efficientnet_lite0"
+    module = get_backbone(name, num_classes=1000)
+    variables = from_torch(name, fill.weights(name), num_classes=1000)
+    x = fill.uniform(f"{name}/image", (1, 3, 224, 224), -1, 1).transpose(0, 2, 3, 1)
+
+    @jax.jit
+    def forward(variables, x):
+        maps, state = module.apply(
+            variables, x, capture_intermediates=True, mutable="intermediates"
+        )
+        return module.apply(variables, maps[-1], method="classify"), state["intermediates"]
+
+    cells, inside = forward(variables, x)
+    entries = {
+        name.replace("_", "."): channels_first(found["__call__"][0])
+        for name, found in inside.items()
+        if name.startswith("blocks_")
+    }
+    entries["stem"] = channels_first(relu6(inside["bn0"]["__call__"][0]))
+    return entries | {"logits": np.asarray(cells.mean(axis=(1, 2)))}
+
+
+def yamnet_weights() -> Entries:
+    """A filled TensorFlow checkpoint: kernels of variance 2 / fan-in, as for a ReLU."""
+    filled = {}
+    for name, shape in fill.manifest("yamnet").items():
+        low, high = (0.5, 1.5) if name.endswith("variance") else (-0.1, 0.1)
+        if len(shape) > 1:
+            fan_in = np.prod(shape[:2]) if "depthwise" in name else np.prod(shape[:-1])
+            low, high = -np.sqrt(6 / fan_in), np.sqrt(6 / fan_in)
+        filled[name] = fill.uniform(f"yamnet/{name}", shape, low, high)
+    return filled
+
+
+def yamnet_entries() -> Entries:
+    """A chirp and silence: all layers, features, AudioSet's logits.
+
+    The reference is numpy's float64 for the log-mel and torch-vggish-yamnet 0.2.1 for the network.
+    """
+    module = get_backbone("yamnet", num_classes=521)
+    variables = from_torch("yamnet", yamnet_weights(), num_classes=521)
+    t = np.arange(32_000) / 16_000
+    chirp = np.where(t < 0.9, 0.3 * np.sin(2 * np.pi * (200 * t + 800 * t**2)), 0.0)
+
+    @jax.jit
+    def forward(variables, wave):
+        log_mel = audio.log_mel(wave, 2)
+        features, state = module.apply(
+            variables, log_mel, capture_intermediates=True, mutable="intermediates"
+        )
+        logits = module.apply(variables, features, method="classify")
+        return own_log_mel(log_mel), features, logits, state["intermediates"]
+
+    log_mel, features, logits, inside = forward(variables, chirp.astype(np.float32))
+    entries = {
+        name: channels_first(found["__call__"][0])
+        for name, found in inside.items()
+        if name.startswith("layer")
+    }
+    entries["layer1"] = channels_first(nn.relu(inside["bn1"]["__call__"][0]))
+    return entries | {"log_mel": log_mel, "features": features, "logits": logits}
+
+
 def log_mel_entries() -> Entries:
     """The sound front end; 16 kHz."""
     t = np.arange(80_000) / 16_000
@@ -151,6 +218,8 @@ NETWORKS: dict[str, Callable[[], Entries]] = {
     "vggish": vggish_entries,
     "resnet50": resnet50_entries,
     "pvt_v2_b5": pvt_v2_b5_entries,
+    "efficientnet_lite0": efficientnet_lite0_entries,
+    "yamnet": yamnet_entries,
     "pcmanet_resnet50_s4": partial(pcmanet_entries, "pcmanet_resnet50_s4"),
     "pcmanet_pvt_s4": partial(pcmanet_entries, "pcmanet_pvt_s4"),
     "catr_resnet50_s4": partial(catr_entries, "catr_resnet50_s4"),
