@@ -232,7 +232,8 @@ def train(config, workdir, distributed=False, stop=None):
             progress.close()
             raise not_finite(progress.bad_step, recent_ids, checkpoints)
         if evaluate:
-            scores = dict(evaluator.run(train_state.variables()))
+            with jax.default_matmul_precision(config.matmul_precision):
+                scores = dict(evaluator.run(train_state.variables()))
             logs.write(step, scores)
             logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             name = f"{split_name(config.eval.split)}/miou"
@@ -269,9 +270,10 @@ def check_config(config, mesh) -> None:
         raise errors.BadValueError(
             f"size_schedule={config.size_schedule}: wanted ((0, size), (later step, size), ...)."
         )
-    precisions = ("default", "high", "highest")
-    if config.matmul_precision not in (None, *precisions):
-        raise errors.unknown_name("matmul_precision", config.matmul_precision, precisions)
+    if config.matmul_precision not in (None, *trained.MATMUL_PRECISIONS):
+        raise errors.unknown_name(
+            "matmul_precision", config.matmul_precision, trained.MATMUL_PRECISIONS
+        )
     for name in ("num_tags", "num_semantic"):
         if 0 < config.model.get(name, 0) < config.model.num_classes - 1:
             raise errors.BadValueError(

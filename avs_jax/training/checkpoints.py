@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from avs_jax import errors, paths
 from avs_jax.config import differences
+from avs_jax.training import older_runs
 from avs_jax.training.state import TrainState
 from avs_jax.types import PyTree
 from avs_jax.weights.trained import (
@@ -154,16 +155,19 @@ class Checkpoints:
             meta = read_meta(self._latest, step)
             check_same_model(self.config, meta["config"], str(self.workdir))
             self.changed = differences(json.loads(self.config.to_json()), meta["config"])
+            old = older_runs.is_old(meta["checksums"])
             restored = self._latest.restore(
                 step,
                 args=ocp.args.Composite(
-                    model=ocp.args.StandardRestore(model),
-                    optimizer=ocp.args.StandardRestore(optimizer),
+                    model=ocp.args.StandardRestore(None if old else model),
+                    optimizer=ocp.args.StandardRestore(None if old else optimizer),
                     data=grain.checkpoint.CheckpointRestore(iterator),
                 ),
             )
             tree = {"model": restored["model"], "optimizer": restored["optimizer"]}
             compare_checksums(tree, meta["checksums"])
+            if old:
+                return older_runs.translate(**tree, shapes=shapes), None
         except errors.InputError:
             raise
         except Exception as error:  # orbax raises whatever its parts raise

@@ -9,6 +9,7 @@ So each array's checksum is kept in `meta` and compared after restoring.
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ from jax.experimental import multihost_utils
 from avs_jax import errors, paths
 from avs_jax.config import differences
 from avs_jax.data import load_class_names
-from avs_jax.models import get_model
+from avs_jax.models import MODELS, get_model
 from avs_jax.models.forward import init_shapes
 from avs_jax.types import Array, PyTree, path_name
 
@@ -189,10 +190,25 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict:
     return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
+# Fields of `config.model` that make no other network of it: a run may go on with others.
+_HOW_IT_TRAINS = ("freeze_audio", "remat", "norm", "two_pass_variance")
+
+
 def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str) -> None:
-    """Raises BadValueError naming the fields of `config.model` that differ from the saved ones."""
+    """Raises BadValueError naming the fields of `config.model` that differ from the saved ones.
+
+    A field that did not exist when the run was saved has its default there.
+    """
     here = json.loads(config.to_json())["model"]
-    differing = differences(here, saved["model"], "model.")
+    network = MODELS[here["name"]][1] if here["name"] in MODELS else None
+    defaults = {f.name: f.default for f in dataclasses.fields(network)} if network else {}
+    there = {name: defaults[name] for name in here if name in defaults} | saved["model"]
+    there = json.loads(json.dumps(there, default=str))  # tuples as lists, as here
+    here, there = (
+        {name: value for name, value in fields.items() if name not in _HOW_IT_TRAINS}
+        for fields in (here, there)
+    )
+    differing = differences(here, there, "model.")
     if differing:
         raise errors.BadValueError(
             f"{where} holds a checkpoint of another model: {'; '.join(differing)}; "
