@@ -1,8 +1,9 @@
 """The devices that a program runs on, and how a batch lies on them: one mesh, two axes.
 
 `data` splits the batch, `fsdp` splits the batch and the parameters. Programs are `jax.jit` over
-arrays with shardings; the same code runs on one CPU, eight GPUs or a pod of hosts. Statistics of
-batch normalisation and all means are over the global batch.
+arrays with shardings; the same code runs on one CPU, eight GPUs or a pod of hosts. All means are
+over the global batch, and so are statistics of batch normalisation unless `model.norm` says
+otherwise.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""CATR's criterion against plain loops over clips, targets and queries; what queries answer."""
+"""The set criterion against plain loops over clips, targets and queries, as CATR's loss has it."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from scipy.optimize import linear_sum_assignment
 from avs_jax.layers import losses
 from avs_jax.layers.set_criterion import layer_losses, make_targets, match_queries
 from avs_jax.models import get_loss
-from avs_jax.models.catr import answer
 
 SIZE = 8
 COSTS = {"class_cost": 2.0, "dice_cost": 7.0}
@@ -218,29 +217,3 @@ def test_masks_are_resized_to_the_label():
 
 
 # ---------------------------------------------------------------- answers
-
-
-def test_answer_shows_the_mask_of_the_likeliest_query():
-    masks = jnp.stack([jnp.full((4, 4), -3.0), jnp.full((4, 4), 2.0)])[None, None]
-    classes = jnp.array([[1.0, 0.0], [2.0, 0.0]])[None, None]
-    logits, query = answer(masks, classes, (8, 8))
-    assert query == 1
-    np.testing.assert_allclose(logits, jnp.full((1, 1, 8, 8, 1), 2.0))
-
-
-@pytest.mark.parametrize(("empty_if_silent", "sounds"), [(False, True), (True, False)])
-def test_a_silent_frame_is_empty_where_wanted(empty_if_silent, sounds):
-    classes = jnp.array([[[[0.0, 1.0], [0.0, 2.0]]]])
-    logits, _ = answer(jnp.ones((1, 1, 2, 4, 4)), classes, (4, 4), empty_if_silent)
-    assert ((logits > 0) == sounds).all()
-
-
-def test_several_classes_are_a_sum_over_queries():
-    rng = np.random.default_rng(0)
-    masks, classes = rng.normal(size=(1, 2, 3, 4, 4)), rng.normal(size=(1, 2, 3, 6))
-    logits, query = answer(
-        jnp.asarray(masks, jnp.float32), jnp.asarray(classes, jnp.float32), (4, 4)
-    )
-    wanted = np.einsum("btqk,btqhw->bthwk", softmax(classes)[..., :-1], sigmoid(masks))
-    np.testing.assert_allclose(np.exp(logits), wanted, rtol=1e-4)
-    np.testing.assert_array_equal(query, softmax(classes)[..., -1].argmin(-1))

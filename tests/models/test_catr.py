@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from avs_jax import errors, models
 from avs_jax.layers import losses
-from avs_jax.models.catr import FrameGates, query_attention
+from avs_jax.models.catr import FrameGates, answer, query_attention
 
 MODES = ("reference", "paper")
 SMALL = {
@@ -311,3 +311,30 @@ def test_a_gate_takes_two_blocks():
     with pytest.raises(errors.BadValueError, match="use 2 or more"):
         model = make_model("paper", encoder_layers=1)
         jax.eval_shape(model.init, jax.random.key(0), *make_inputs())
+
+
+def test_answer_shows_the_mask_of_the_likeliest_query():
+    masks = jnp.stack([jnp.full((4, 4), -3.0), jnp.full((4, 4), 2.0)])[None, None]
+    classes = jnp.array([[1.0, 0.0], [2.0, 0.0]])[None, None]
+    logits, query = answer(masks, classes, (8, 8))
+    assert query == 1
+    np.testing.assert_allclose(logits, jnp.full((1, 1, 8, 8, 1), 2.0))
+
+
+@pytest.mark.parametrize(("empty_if_silent", "sounds"), [(False, True), (True, False)])
+def test_a_silent_frame_is_empty_where_wanted(empty_if_silent, sounds):
+    classes = jnp.array([[[[0.0, 1.0], [0.0, 2.0]]]])
+    logits, _ = answer(jnp.ones((1, 1, 2, 4, 4)), classes, (4, 4), empty_if_silent)
+    assert ((logits > 0) == sounds).all()
+
+
+def test_several_classes_are_a_sum_over_queries():
+    rng = np.random.default_rng(0)
+    masks = jnp.asarray(rng.normal(size=(1, 2, 3, 4, 4)), jnp.float32)
+    classes = jnp.asarray(rng.normal(size=(1, 2, 3, 6)), jnp.float32)
+    logits, query = answer(masks, classes, (4, 4))
+    wanted = np.einsum(
+        "btqk,btqhw->bthwk", jax.nn.softmax(classes)[..., :-1], jax.nn.sigmoid(masks)
+    )
+    np.testing.assert_allclose(np.exp(logits), wanted, rtol=1e-4)
+    np.testing.assert_array_equal(query, jax.nn.softmax(classes)[..., -1].argmin(-1))

@@ -18,6 +18,18 @@ def test_unknown_field_lists_the_known_ones():
         models.get_model("avesformer", dmi=32)
 
 
+def test_the_former_switch_of_the_sound_backbone_is_refused():
+    # `optimizer.freeze` decides; configs of earlier versions: see weights/trained.py.
+    with pytest.raises(errors.UnknownNameError, match=r"field .* 'freeze_audio'"):
+        models.get_model("catr", freeze_audio=True)
+
+
+@pytest.mark.parametrize("field", ["norm", "remat"])
+def test_unknown_policy_lists_the_known_ones(field):
+    with pytest.raises(errors.UnknownNameError, match=f"unknown {field} 'sync'; known: "):
+        models.get_model("catr", **{field: "sync"})
+
+
 def test_unknown_dtype_lists_the_known_ones():
     with pytest.raises(errors.UnknownNameError, match=r"unknown dtype 'half'; known: .*bfloat16"):
         models.get_model("avesformer", dtype="half")
