@@ -1,6 +1,11 @@
 """The evaluate program on a tiny checkpoint and the tiny data set."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -366,6 +371,45 @@ def test_program_of_converted_weights_is_lowered_with_the_highest_precision(
     assert "DEFAULT" in _precisions(
         run, monkeypatch, directory, "--config", str(file), "--matmul_precision", "default"
     )
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_together_as_one(run, everything, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "avs_jax.evaluate", "--distributed", "--metrics", "all"]
+    command += ["--checkpoint", str(run[0]), "--output", str(tmp_path), "--sounds", "own"]
+    command += ["--save_masks", str(tmp_path / "masks")]
+    processes = []
+    for i in range(2):
+        variables = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(i),
+        }
+        processes.append(
+            subprocess.Popen(
+                command,
+                cwd=Path(__file__).parents[1],
+                env=os.environ | variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    one, two = (
+        json.loads((folder / "results.json").read_text()) for folder in (everything, tmp_path)
+    )
+    figures = [name for name, value in one.items() if "/" in name and isinstance(value, float)]
+    figures.remove("eval/seconds")
+    assert len(figures) > 50
+    assert {n: two[n] for n in figures} == pytest.approx({n: one[n] for n in figures}, abs=1e-4)
+    assert len(list((tmp_path / "masks").iterdir())) == CLIPS
 
 
 # ------------------------------------------------------------------------------------------- report

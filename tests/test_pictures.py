@@ -100,6 +100,15 @@ def test_every_model_has_its_kinds_tested():
     }
 
 
+def test_logits_that_are_no_numbers_are_not_drawn(tmp_path, data_dir, fill_variables):
+    def fill_nan(module, *inputs):
+        return jax.tree.map(lambda x: x * np.float32(np.nan), fill_variables(module, *inputs))
+
+    workdir = save_run(tmp_path, data_dir, "avesformer", fill_nan)
+    with pytest.raises(errors.BadValueError, match=r"logits of clip .*ms3.* are NaN or infinite"):
+        pictures.main(["--checkpoint", str(workdir), "--count", "1"])
+
+
 def test_too_many_clips_are_an_error(tmp_path, data_dir, fill_variables):
     workdir = save_run(tmp_path, data_dir, "avesformer", fill_variables)
     with pytest.raises(errors.BadValueError, match="--count=3: wanted 1 to 2"):

@@ -1,7 +1,7 @@
 """From random access to batches on devices, by grain.
 
     train_batches   source -> shard by process -> seeded shuffle -> repeat -> transforms -> batch
-    eval_batches    source -> its sound, another's or none -> shard -> transforms -> padded batch
+    eval_batches    source -> shard -> transforms -> padded batch
     to_device       host batch -> global arrays
 
 Frames travel as uint8 and sound as a waveform; normalisation and log-mel are the device's work.
@@ -19,8 +19,6 @@ import numpy as np
 from absl import flags
 
 from avs_jax import errors
-
-SOUNDS = ("own", "mute", "swap")
 
 
 def collate(examples: Sequence[dict]) -> dict:
@@ -186,16 +184,15 @@ def train_batches(
 
 
 class _EvalView:
-    """One process's clips in order, with the sound asked for, padded to whole batches.
+    """One process's clips in order, padded to whole batches.
 
     A padding example repeats the last clip with example_mask False and no labelled frame: real
     pictures, so that nothing becomes NaN on the way.
     """
 
-    def __init__(self, source, sound: str, shard: tuple[int, int], batch_size: int):
+    def __init__(self, source, shard: tuple[int, int], batch_size: int):
         index, count = shard
         self._source = source
-        self._sound = sound
         self._indices = range(index, len(source), count)
         largest = math.ceil(len(source) / count)  # the same for every process
         self._length = math.ceil(largest / batch_size) * batch_size
@@ -207,25 +204,10 @@ class _EvalView:
         is_real = position < len(self._indices)
         index = self._indices[position] if is_real else len(self._source) - 1
         example = dict(self._source[index])
-        if self._sound == "mute":
-            example["waveform"] = np.zeros_like(example["waveform"])
-        elif self._sound == "swap":
-            # Half the data set away, whatever the batch size or the number of processes.
-            other = (index + len(self._source) // 2) % len(self._source)
-            example["waveform"] = borrow_sound(self._source[other], len(example["waveform"]))
         example["example_mask"] = np.bool_(is_real)
         if not is_real:
             example["label_mask"] = np.zeros_like(example["label_mask"])
         return example
-
-
-def borrow_sound(other: dict, length: int) -> np.ndarray:
-    """Another clip's sound f32[length], repeated where that clip is shorter (AVSS).
-
-    Its padding is silence, with which a swapped sound would be partly a muted one.
-    """
-    seconds, padded = int(other["frame_mask"].sum()), len(other["frame_mask"])
-    return np.resize(other["waveform"][: len(other["waveform"]) * seconds // padded], length)
 
 
 class EvalBatches:
@@ -247,7 +229,6 @@ def eval_batches(
     *,
     batch_size: int,
     transforms: Sequence = (),
-    sound: str = "own",
     shard: tuple[int, int] = (0, 1),
     num_threads: int = 0,
 ) -> EvalBatches:
@@ -259,23 +240,20 @@ def eval_batches(
       source: see `avs_jax.data.open_split`.
       batch_size: clips per process and batch.
       transforms: without random ones, see `avs_jax.data.transforms.eval_transforms`.
-      sound: "own"; "mute", silence instead; "swap", the sound of the clip half the data set away.
       shard: (process index, process count).
       num_threads: that read and transform; 0 does it in the caller's thread.
 
     Raises:
       BadValueError: batch size or shard make no sense, the source is empty, or a transform is
-      random. UnknownNameError: for `sound`.
+      random.
     """
     _check_batch_size(batch_size, shard)
-    if sound not in SOUNDS:
-        raise errors.unknown_name("sound", sound, SOUNDS)
     if not len(source):
         raise errors.BadValueError(f"{source!r} holds no clips to evaluate on.")
     for transform in transforms:
         if isinstance(transform, grain.transforms.RandomMap):
             raise errors.BadValueError(f"{transform} is random; evaluation takes fixed transforms.")
-    view = grain.MapDataset.source(_EvalView(source, sound, shard, batch_size))
+    view = grain.MapDataset.source(_EvalView(source, shard, batch_size))
     return EvalBatches(_apply(view, transforms), batch_size, num_threads)
 
 

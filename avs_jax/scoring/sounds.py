@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from avs_jax import errors
-from avs_jax.data import SAMPLE_RATE, pipeline
+from avs_jax.data import SAMPLE_RATE
 from avs_jax.scoring.records import Clip, describe_clip, gather_clips
 
 NEGATIVE = ("mute", "noise", "offscreen")  # sounds that belong to nothing in the picture
@@ -76,12 +76,23 @@ class Soundtracks:
             return rng.uniform(-1.0, 1.0, own.shape[0]).astype(np.float32)
         if name == "shift":
             return delay(own, int(frame_mask.sum()))
-        if name == "swap":  # half the data set away
+        if (
+            name == "swap"
+        ):  # half the split away, whatever the batch size or the number of processes
             other = self._source[(index + len(self._source) // 2) % len(self._source)]
-            return pipeline.borrow_sound(other, len(own))
+            return borrow_sound(other, len(own))
         if name == "offscreen":
-            return pipeline.borrow_sound(self._source[self._offscreen[index]], len(own))
+            return borrow_sound(self._source[self._offscreen[index]], len(own))
         return own
+
+
+def borrow_sound(other: dict, length: int) -> np.ndarray:
+    """Another clip's sound f32[length], repeated where that clip is shorter (AVSS).
+
+    Its padding is silence, with which a swapped sound would be partly a muted one.
+    """
+    seconds, padded = int(other["frame_mask"].sum()), len(other["frame_mask"])
+    return np.resize(other["waveform"][: len(other["waveform"]) * seconds // padded], length)
 
 
 def delay(waveform: np.ndarray, seconds: int) -> np.ndarray:

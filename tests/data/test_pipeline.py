@@ -274,31 +274,6 @@ def test_evaluation_goes_in_order_and_again():
         assert names[:5] == [f"clip{i}" for i in range(5)]
 
 
-def test_mute_is_silence():
-    for batch in pipeline.eval_batches(Clips(3), batch_size=2, sound="mute"):
-        assert not batch["waveform"].any()
-        assert batch["frames"].max() == batch["label"].max() > 0 or batch["id"][0] == "clip0"
-
-
-@settings(deadline=None, max_examples=20)
-@given(count=st.integers(2, 15), processes=st.integers(1, 3), batch_size=st.integers(1, 5))
-def test_swap_gives_the_sound_half_the_set_away_for_any_batch_size(count, processes, batch_size):
-    for index in range(processes):
-        for batch in pipeline.eval_batches(
-            Clips(count), batch_size=batch_size, sound="swap", shard=(index, processes)
-        ):
-            clip = batch["frames"][:, 0, 0, 0, 0].astype(int)
-            np.testing.assert_array_equal(batch["waveform"][:, 0] - 1, (clip + count // 2) % count)
-
-
-def test_borrowed_sound_is_repeated_where_it_is_shorter():
-    sound = np.arange(1, 9, dtype=np.float32)
-    other = {"waveform": sound * (sound < 5), "frame_mask": np.arange(4) < 2}
-    np.testing.assert_array_equal(pipeline.borrow_sound(other, 8), [1, 2, 3, 4, 1, 2, 3, 4])
-    whole = other | {"waveform": sound, "frame_mask": np.ones(4, bool)}
-    np.testing.assert_array_equal(pipeline.borrow_sound(whole, 8), sound)
-
-
 def test_eval_transforms_apply(source):
     batch = next(
         iter(
@@ -351,8 +326,6 @@ def test_impossible_training_batches_are_refused(options, said):
 
 
 def test_impossible_evaluation_batches_are_refused():
-    with pytest.raises(errors.UnknownNameError, match="known: mute, own, swap"):
-        pipeline.eval_batches(Clips(2), batch_size=1, sound="loud")
     with pytest.raises(errors.BadValueError, match="no clips"):
         pipeline.eval_batches(Clips(0), batch_size=1)
     with pytest.raises(errors.BadValueError, match="is random"):

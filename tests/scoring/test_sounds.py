@@ -38,6 +38,14 @@ def test_swapped_sound_of_a_shorter_clip_is_repeated():
     np.testing.assert_array_equal(waveform[32_000:], other[:16_000])
 
 
+def test_borrowed_sound_is_repeated_where_it_is_shorter():
+    sound = np.arange(1, 9, dtype=np.float32)
+    other = {"waveform": sound * (sound < 5), "frame_mask": np.arange(4) < 2}
+    np.testing.assert_array_equal(sounds.borrow_sound(other, 8), [1, 2, 3, 4, 1, 2, 3, 4])
+    whole = other | {"waveform": sound, "frame_mask": np.ones(4, bool)}
+    np.testing.assert_array_equal(sounds.borrow_sound(whole, 8), sound)
+
+
 def test_noise_is_white_in_the_full_range_and_the_same_every_time():
     (waveform,) = _sounds(1, "noise")
     assert (

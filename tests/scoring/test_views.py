@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from avs_jax import errors
+from avs_jax.models import MODELS, get_model
+from avs_jax.models.forward import init_shapes
 from avs_jax.scoring import views
 from avs_jax.scoring.views import Network
 
@@ -110,6 +112,17 @@ def test_augmentation_sees_every_view_once(augment, expected):
     logits = network.decide({}, seen, batch)
     assert logits.shape == (2, 3, 64, 64, 1)
     assert len(sizes) == len(expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_takes_every_view(name):
+    fields = {"name": name, "backbone": "small_resnet", "audio_backbone": "audio_cnn"}
+    model = get_model(**fields)
+    shapes = init_shapes(model, 3, 64)
+    network = views.make_network(model, CONFIG, views.AUGMENTATIONS)
+    batch = _batch(64) | {"waveform": jnp.zeros((2, 48_000))}
+    logits = jax.eval_shape(lambda v, b: network.decide(v, network.see(v, b), b), shapes, batch)
+    assert logits.shape == (2, 3, 64, 64, 1)
 
 
 def test_views_have_sizes_that_the_strides_divide():
