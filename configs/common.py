@@ -141,6 +141,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 20
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
+    config.keep_best = 1  # models with the best validation scores
+    # Evaluations in a row without a better score that end the run; not set: it goes to its end.
+    config.early_stop = placeholder(int)
     return config
 
 

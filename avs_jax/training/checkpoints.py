@@ -1,7 +1,7 @@
 """Checkpoints: state + position in the data + config, by orbax; latest ones and the best one.
 
     WORKDIR/checkpoints/STEP   model, optimizer, data, meta     the last few, to go on from
-    WORKDIR/best/STEP          model, meta                      the best by validation
+    WORKDIR/best/STEP          model, meta                      the best ones by validation
 
 Orbax restores a damaged file without a word where no structure is broken, and raises where one is.
 So each array's checksum is kept in `meta` and compared after restoring, and a step that cannot be
@@ -51,6 +51,16 @@ def _on_all_hosts(here: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(here)).all())
 
 
+class _Best:
+    """Orbax deletes what has no value among those that are kept, after a new one is written."""
+
+    def __init__(self, values: dict[int, float]):
+        self._values = values
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [info.step in self._values for info in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run. Saving happens in the background."""
 
@@ -60,15 +70,25 @@ class Checkpoints:
         config: ml_collections.ConfigDict,
         *,
         keep: int = 2,
+        keep_best: int = 1,
         say: Callable[[str], None] = print,
     ):
+        """keep, keep_best: how many of the latest and of the best are kept."""
         self.workdir = paths.absolute(workdir)
         self.config = config
         self._say = say
         self._latest = open_manager(self.workdir / "checkpoints", keep)
-        self._best = open_manager(self.workdir / "best", 1)
+        self._keep_best = keep_best
+        self._values: dict[int, float] = {}  # of the steps in best/
+        self._best = ocp.CheckpointManager(
+            self.workdir / "best",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_Best(self._values), enable_async_checkpointing=True
+            ),
+        )
+        for step in self._best.all_steps():
+            self._values[step] = self._read_best(step)
         self._save = ocp.args.StandardSave
-        self._best_value: float | None = None
         self.changed: list[str] = []
 
     def _meta(self, tree: PyTree, **more) -> dict:
@@ -89,22 +109,27 @@ class Checkpoints:
         )
 
     def save_if_best(self, state: TrainState, name: str, value: float) -> bool:
-        """Keeps the model if `value` (higher is better) beats the best so far."""
-        step = self._best.latest_step()
-        if step is not None:
-            if self._best_value is None:
-                self._best_value = self._read_best(step)
-            # The same step again: a resumed run repeats what it did.
-            if value <= self._best_value or step >= int(state.step):
-                return False
+        """Keeps the model if `value` (higher is better) is among the best so far."""
+        step = int(state.step)
+        # The same step again: a resumed run repeats what it did.
+        if any(step <= kept for kept in self._values):
+            return False
+        if len(self._values) >= self._keep_best and not value > min(self._values.values()):
+            return False
         model, _ = _split(state)
         meta = self._meta({"model": model}, best={"name": name, "value": value})
+        self._values[step] = value
+        for other in sorted(self._values, key=self._values.get, reverse=True)[self._keep_best :]:
+            del self._values[other]
         self._best.save(
-            int(state.step),
-            args=ocp.args.Composite(model=self._save(model), meta=ocp.args.JsonSave(meta)),
+            step, args=ocp.args.Composite(model=self._save(model), meta=ocp.args.JsonSave(meta))
         )
-        self._best_value = value
         return True
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best model so far."""
+        return max(self._values, key=self._values.get, default=None)
 
     def _read_best(self, step: int) -> float:
         try:

@@ -1,7 +1,7 @@
 """What a training run left: its model with the weights, and its log, read without training.
 
 WORKDIR/checkpoints/STEP   model, optimizer, data, meta     the last few, to go on from
-WORKDIR/best/STEP          model, meta                      the best by validation
+WORKDIR/best/STEP          model, meta                      the best ones by validation
 WORKDIR/metrics.jsonl      a line of figures each time one was logged
 
 Orbax restores a damaged file without a word where no structure is broken, and raises where one is.
@@ -11,6 +11,7 @@ So each array's checksum is kept in `meta` and compared after restoring.
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -80,7 +81,7 @@ def load_model(
     """The model of a run's WORKDIR with its weights.
 
     Args:
-      which: "best" (or "latest" where no validation ran), "latest", or a step. Where the best or
+      which: "best" by validation ("latest" where none ran), "latest", or a step. Where the best or
         latest cannot be read, the one before is taken and `say` is told.
 
     Raises:
@@ -152,12 +153,13 @@ def _find_averages(shapes: dict[str, PyTree], saved: Iterable[str]) -> dict[str,
 
 
 def _find_steps(workdir: epath.Path, which: str) -> list[tuple[epath.Path, int]]:
-    """Where `which` may be, the one to be preferred first."""
+    """Where `which` may be, the one to be preferred first: the best by value, then the latest."""
     found = {}
     for folder in ("best", "checkpoints"):
         path = workdir / folder
         steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
         found[folder] = [(path, step) for step in sorted(steps, reverse=True)]
+    found["best"].sort(key=lambda place: _read_value(*place), reverse=True)
     if not any(found.values()):
         raise errors.NotFoundError(
             f"no checkpoint under {workdir}: expected checkpoints/STEP or best/STEP, as "
@@ -176,6 +178,15 @@ def _find_steps(workdir: epath.Path, which: str) -> list[tuple[epath.Path, int]]
             f"{', '.join(map(str, known))}."
         )
     return matches
+
+
+def _read_value(folder: epath.Path, step: int) -> float:
+    """By what a model of best/ was kept; of one that cannot be read, less than any."""
+    try:
+        meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
+        return float(meta["best"]["value"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf
 
 
 def open_manager(path: epath.Path, keep: int | None) -> ocp.CheckpointManager:

@@ -99,6 +99,30 @@ def test_a_checkpoint_of_another_model_names_the_fields(saved):
         restore(saved, dim=16)
 
 
+def test_the_best_ones_are_kept_by_value_and_the_best_of_them_is_loaded(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), make_config(), keep_best=2)
+    values = {1: 0.5, 2: 0.4, 3: 0.9, 4: 0.3, 5: 0.6, 6: 0.6}
+    kept = [
+        step
+        for step, value in values.items()
+        if checkpoints.save_if_best(make_state(step), "validation/miou", value)
+    ]
+    assert checkpoints.best_step == 3
+    checkpoints.close()
+    assert kept == [1, 2, 3, 5]
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["3", "5"]
+    assert trained.load_model(str(tmp_path)).step == 3  # not 5, the latest
+
+
+def test_a_run_that_goes_on_knows_what_its_best_was(tmp_path):
+    for step, value, expected in ((1, 0.5, True), (2, 0.4, False), (3, 0.6, True)):
+        checkpoints = Checkpoints(str(tmp_path), make_config())
+        assert checkpoints.save_if_best(make_state(step), "validation/miou", value) == expected
+        checkpoints.close()
+    assert checkpoints.best_step == 3
+    assert [p.name for p in (tmp_path / "best").iterdir()] == ["3"]
+
+
 def test_best_is_kept_by_value(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), make_config())
     kept = [
