@@ -231,8 +231,26 @@ def from_torch(
         found = "; ".join(
             f"{len(names)} {kind}: {list_names(names)}" for kind, names in problems.items()
         )
-        raise ConversionError(f"{what} does not fit {network}{hint}: {found}.", problems)
+        part = _find_part(TABLES[network](**fields), shapes, state_dict)
+        cure = ""
+        if part:
+            cure = (
+                f" Its entries that begin with {part!r} do: keep those alone, e.g. with torch.save("
+                f"{{n[{len(part)}:]: w for n, w in weights.items() if n.startswith({part!r})}}, "
+                "FILE), and convert that file."
+            )
+        raise ConversionError(f"{what} does not fit {network}{hint}: {found}.{cure}", problems)
     return unflatten(flat)
+
+
+def _find_part(table, shapes, state_dict: Mapping[str, Any]) -> str | None:
+    """What the names of those entries begin with that alone would fit: a backbone's in a model."""
+    prefixes = {name[: at + 1] for name in state_dict for at, c in enumerate(name) if c == "."}
+    for prefix in sorted(prefixes, key=len):
+        part = {n[len(prefix) :]: w for n, w in state_dict.items() if n.startswith(prefix)}
+        if len(part) >= len(shapes) // 2 and not _convert(table, shapes, part)[2]:
+            return prefix
+    return None
 
 
 def to_torch(network: str, variables: Mapping[str, PyTree], **fields) -> dict[str, np.ndarray]:

@@ -186,6 +186,15 @@ def test_models_file_is_recognised_with_its_fields(file, network, hint):
     assert f"does not fit {network} (it looks like {hint}):" in str(caught.value)
 
 
+def test_whole_segmentor_says_how_to_take_its_backbone_out(resnet18):
+    whole = {f"backbone.{name}": value for name, value in resnet18.items()}
+    whole["decode_head.conv_seg.weight"] = np.ones((150, 512, 1, 1), np.float32)
+    error = problems_of(whole)
+    assert "Its entries that begin with 'backbone.' do" in str(error)
+    take = re.search(r"torch.save\((\{.*?\}), FILE\)", str(error))[1]
+    assert eval(take, {"weights": whole}).keys() == resnet18.keys()
+
+
 def test_incomplete_file_of_the_wanted_network_gets_no_guess(resnet18):
     error = problems_of({name: x for name, x in resnet18.items() if not name.startswith("bn1.")})
     assert "looks like" not in str(error)

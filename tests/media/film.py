@@ -41,6 +41,7 @@ def write_film(
     picture: Callable | None = grey,
     stamps: Sequence[float] | None = None,
     codec: str = "libx264",
+    all_key: bool = False,
     turn: int = 0,
     mirror: bool = False,
     colorspace: int | None = None,
@@ -56,7 +57,8 @@ def write_film(
 
     `picture(index, (w, h))` draws a frame, None leaves the pictures out; `stamps` gives their times
     (else index / fps) in multiples of 1/1000 s. `sound(times)` gives samples [s], or [c s], None
-    leaves the sound out; `sound_seconds` = 0 makes an empty track.
+    leaves the sound out; `sound_seconds` = 0 makes an empty track. `all_key`: every picture stands
+    alone.
     """
     path = str(path)
     with av.open(path, "w") as output:
@@ -67,6 +69,8 @@ def write_film(
             video.codec_context.time_base = Fraction(1, 1000) if stamps else 1 / Fraction(fps)
             if codec == "libx264":
                 video.options = {"preset": "ultrafast", "crf": "4"}
+            if all_key:
+                video.codec_context.gop_size = 1
             if size[0] % 2 or size[1] % 2:
                 video.pix_fmt = "yuv444p"
             if turn or mirror:

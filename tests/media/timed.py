@@ -5,6 +5,7 @@ second. So what is heard and seen at any time of a film, however it was cut and 
 it was recorded. Also here: how to cut and join films without touching the codecs.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -31,10 +32,18 @@ def numbered(index: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def number(rgb: np.ndarray) -> int:
+    return int(((_blocks(rgb) > 128) << np.arange(12)).sum())
+
+
+def is_legible(rgb: np.ndarray) -> bool:
+    blocks = _blocks(rgb)
+    return bool((np.minimum(np.abs(blocks - 25), np.abs(blocks - 230)) < 40).all())
+
+
+def _blocks(rgb: np.ndarray) -> np.ndarray:
     height, width = rgb.shape[:2]
     rows, columns = (np.arange(3) * 2 + 1) * height // 6, (np.arange(4) * 2 + 1) * width // 8
-    bright = rgb[np.ix_(rows, columns)].mean(-1).ravel() > 128
-    return int((bright << np.arange(12)).sum())
+    return rgb[np.ix_(rows, columns)].mean(-1).ravel()
 
 
 def sweep(times: np.ndarray) -> np.ndarray:
@@ -68,13 +77,14 @@ def heard(samples: np.ndarray, rate: int) -> float | None:
 
 def read_back(path) -> tuple[np.ndarray, np.ndarray]:
     """[(time, when recorded)] of the pictures and of the sound, as any player would see them."""
+    pictures = []
     with av.open(f"file:{path}") as container:
-        pictures = [
-            (frame.time, number(frame.to_ndarray(format="rgb24")) / FPS)
-            for frame in container.decode(video=0)
-        ]
+        for frame in _decode(container, container.streams.video[0]):
+            rgb = frame.to_ndarray(format="rgb24")
+            if is_legible(rgb):
+                pictures.append((frame.time, number(rgb) / FPS))
     with av.open(f"file:{path}") as container:
-        frames = list(container.decode(audio=0))
+        frames = list(_decode(container, container.streams.audio[0]))
     rate = frames[0].sample_rate
     blocks = [(frame.time, _mean(frame)) for frame in frames]
     end = max(time + len(block) / rate for time, block in blocks)
@@ -96,6 +106,13 @@ def listen(samples: np.ndarray, rate: int) -> np.ndarray:
         for begin in range(0, len(samples) - length, length // 2)
     ]
     return np.array([pair for pair in sound if pair[1] is not None])
+
+
+def _decode(container, stream):
+    """All that can be decoded: a copied packet may be damaged."""
+    for packet in container.demux(stream):
+        with contextlib.suppress(av.FFmpegError):
+            yield from packet.decode()
 
 
 def _mean(frame: av.AudioFrame) -> np.ndarray:
