@@ -177,10 +177,7 @@ class _Clock:
         if time is None:
             return False
         if track.end is None:
-            self._follow(track, len(self._epochs) - 1, packet)
-            if self._discontinuous and newest.last and abs(time - newest.last) > _JUMP:
-                track.shift += newest.last - time  # a clock that wrapped between the two streams
-            return False
+            return True  # its first: the next one tells whether to believe it
         if self._is_due(time - track.end, track):
             return False
         is_behind = track.epoch < len(self._epochs) - 1
@@ -208,18 +205,35 @@ class _Clock:
 
     def _returns(self, track: _Track, held: Sequence, time: float) -> bool | None:
         """Whether only the first held packet's stamp is wrong; None if that is not known yet."""
-        for packet in held[1:]:
-            after = track.decoding_time(packet)
-            if packet.stream.index == track.stream.index and after is not None:
-                back = abs(after - track.end - track.step)
-                return back < _GAP and back < abs(after - time - track.step)
-        return None
+        after = self._next_time(track, held)
+        if after is None:
+            return None
+        back = abs(after - track.end - track.step)
+        return back < _GAP and back < abs(after - time - track.step)
+
+    def _next_time(self, track: _Track, held: Sequence) -> float | None:
+        """When the second of the held packets of a stream is decoded, if there is one."""
+        own = (packet for packet in held[1:] if packet.stream is held[0].stream)
+        return next((t for t in map(track.decoding_time, own) if t is not None), None)
+
+    def _begin(self, track: _Track, held: Sequence) -> None:
+        """Puts a stream's first packet on the newest clock."""
+        first, newest = held[0], self._epochs[-1]
+        time, after = track.decoding_time(first), self._next_time(track, held)
+        self._follow(track, len(self._epochs) - 1, first)
+        if after is not None and after < time and not self._is_due(after - time, track):
+            time = track.end = max(0.0, after - track.step)
+            first.pts = first.dts = round(time / first.stream.time_base)
+        if self._discontinuous and newest.last is not None and abs(time - newest.last) > _JUMP:
+            track.shift += newest.last - time  # a clock that wrapped between the two streams
 
     def _can_judge(self, held: Sequence) -> bool:
         track = self._tracks[held[0].stream.index]
         time = track.decoding_time(held[0])
         if len(held) >= _HELD_PACKETS:
             return True
+        if track.end is None:
+            return self._next_time(track, held) is not None
         returns = self._returns(track, held, time)
         if returns is None:
             return False
@@ -258,6 +272,9 @@ class _Clock:
         first = held[0]
         track = self._tracks[first.stream.index]
         time = track.decoding_time(first)
+        if track.end is None:
+            self._begin(track, held)
+            return
         if self._returns(track, held, time):
             first.pts = first.dts = None
             return

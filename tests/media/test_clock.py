@@ -47,15 +47,23 @@ def check(path, tmp_path, seconds=8.0):
     assert abs(heard_ahead(path)) < 0.03
 
 
-JUMPS = {"forward": 20.0, "back": -3.0, "to the end of MPEG's clock": 2**33 / 90_000 - 4}
+# Seconds that are added to the stamps of the first and of the second half. FFmpeg takes stamps of
+# a minute before the first for ones that wrapped: 26.5 hours later.
+JUMPS = {
+    "forward": (0, 20),
+    "back": (0, -3),
+    "back by minutes": (200, 0),
+    "to the end of MPEG's clock": (0, 2**33 / 90_000 - 4),
+}
 
 
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
 def test_jump_of_the_clock_of_mpeg_is_closed(tmp_path, recording, jump, caplog):
     half = len(recording) // SIZE // 2
-    ticks = round(jump * 90_000)
     path = tmp_path / "jump.ts"
-    path.write_bytes(timed.shift_ts(recording, lambda at, _, stamp: stamp + ticks * (at > half)))
+    path.write_bytes(
+        timed.shift_ts(recording, lambda at, _, stamp: stamp + round(90_000 * jump[at > half]))
+    )
     with caplog.at_level(logging.WARNING):
         check(path, tmp_path)
     assert "its clock jumps" in caplog.text
@@ -99,6 +107,19 @@ def test_one_wrong_stamp_is_passed_over(tmp_path, wrong):
         path.read_bytes(), lambda at, _, ms: ms + round(1000 * wrong) * (at in (200, 300))
     )
     path.write_bytes(data)
+    check(path, tmp_path)
+
+
+@pytest.mark.parametrize("stream", [0xC0, 0xE0], ids=["sound", "picture"])
+def test_wrong_stamp_of_a_first_packet_is_passed_over(tmp_path, recording, stream):
+    seen = []
+
+    def change(_, kind, ticks):
+        seen.append(kind)
+        return ticks + 2 * 90_000 * (kind == stream and seen.count(kind) <= 1)
+
+    path = tmp_path / "a.ts"
+    path.write_bytes(timed.shift_ts(recording, change))
     check(path, tmp_path)
 
 

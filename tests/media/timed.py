@@ -135,10 +135,11 @@ def differences(pictures: np.ndarray, sound: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def worst(pictures: np.ndarray, sound: np.ndarray) -> float:
-    """The difference that picture and sound of a film have for 0.2 s or more, at its worst."""
+def worst(pictures: np.ndarray, sound: np.ndarray, windows: int = 5) -> float:
+    """The difference of picture and sound that lasts for half of 0.04 s * windows, at its worst."""
     values = differences(pictures, sound)
-    smooth = [np.median(values[i : i + 5]) for i in range(max(1, len(values) - 4))]
+    begins = range(max(1, len(values) - windows + 1))
+    smooth = [np.median(values[begin : begin + windows]) for begin in begins]
     return float(max(smooth, key=abs))
 
 
