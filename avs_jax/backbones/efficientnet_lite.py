@@ -20,7 +20,11 @@ from flax import linen as nn
 
 from avs_jax import errors
 from avs_jax.layers.conv import DepthwiseConv
-from avs_jax.types import Array, Float
+from avs_jax.layers.dropout import Dropout
+from avs_jax.layers.norm import BatchNorm
+from avs_jax.layers.regime import Regime
+from avs_jax.layers.remat import rematerialised
+from avs_jax.types import Array, Bool, Float
 
 EPSILON = 1e-3
 MOMENTUM = 0.99  # both: TensorFlow's EfficientNet
@@ -55,9 +59,7 @@ def relu6(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.clip(x, 0.0, 6.0)
 
 
-_batch_norm = partial(
-    nn.BatchNorm, momentum=MOMENTUM, epsilon=EPSILON, use_fast_variance=False
-)  # see resnet.py
+_batch_norm = partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)
 
 
 class MBConv(nn.Module):
@@ -69,13 +71,19 @@ class MBConv(nn.Module):
     width: int
     drop_path: float
     depthwise: str
+    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False
+        self,
+        x: Float[Array, "n h w c"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> Float[Array, "n h2 w2 d"]:
-        norm = partial(_batch_norm, use_running_average=not train, dtype=self.dtype)
+        def norm(x, name):
+            return _batch_norm(self.regime, dtype=self.dtype, name=name)(x, train, frame_mask)
+
         conv = partial(
             nn.Conv,
             kernel_size=(1, 1),
@@ -85,7 +93,7 @@ class MBConv(nn.Module):
         )
         shortcut, inner = x, x.shape[-1] * self.expansion
         if self.expansion > 1:
-            x = relu6(norm(name="bn0")(conv(inner, name="expand_conv")(x)))
+            x = relu6(norm(conv(inner, name="expand_conv")(x), "bn0"))
         x = DepthwiseConv(
             self.kernel,
             self.stride,
@@ -95,12 +103,12 @@ class MBConv(nn.Module):
             dtype=self.dtype,
             name="depthwise_conv",
         )(x)
-        x = relu6(norm(name="bn1")(x))
-        x = norm(name="bn2")(conv(self.width, name="project_conv")(x))
+        x = relu6(norm(x, "bn1"))
+        x = norm(conv(self.width, name="project_conv")(x), "bn2")
         if x.shape != shortcut.shape:
             return x
-        drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)
-        return shortcut + drop(x)
+        drop = Dropout(self.drop_path, broadcast_dims=(1, 2, 3), regime=self.regime)
+        return shortcut + drop(x, train)
 
 
 class EfficientNetLite(nn.Module):
@@ -111,8 +119,9 @@ class EfficientNetLite(nn.Module):
     num_classes: int = 0  # 1000: with ImageNet's head among the parameters, see `classify`
     head_width: int = 1280
     drop_path: float = 0.2  # of the last block; from 0, linearly over all blocks (rng "dropout")
-    remat: bool = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
+    remat: str | bool = "none"  # of blocks in the backward pass, see layers/remat.py
     depthwise: str = "auto"  # formulation of the depthwise convolutions, see layers/conv.py
+    regime: Regime = Regime()  # of training, see layers/regime.py
     dtype: Any = jnp.float32  # of the computation; parameters and statistics stay float32
 
     @property
@@ -131,8 +140,8 @@ class EfficientNetLite(nn.Module):
     def setup(self):
         conv = partial(nn.Conv, use_bias=False, kernel_init=conv_init, dtype=self.dtype)
         self.conv_stem = conv(self.stem_width, (3, 3), (2, 2), padding="SAME")
-        self.bn0 = _batch_norm(dtype=self.dtype)
-        block = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
+        self.bn0 = _batch_norm(self.regime, dtype=self.dtype)
+        block = rematerialised(MBConv, self.remat, static_argnums=(2,))
         count = sum(stage.repeats for stage in self.stages)
         blocks = []
         for stage in self.stages:
@@ -145,28 +154,33 @@ class EfficientNetLite(nn.Module):
                         width=stage.width,
                         drop_path=self.drop_path * len(blocks) / count,
                         depthwise=self.depthwise,
+                        regime=self.regime,
                         dtype=self.dtype,
                     )
                 )
         self.blocks = blocks
         if self.num_classes:
             self.conv_head = conv(self.head_width, (1, 1))
-            self.bn1 = _batch_norm(dtype=self.dtype)
+            self.bn1 = _batch_norm(self.regime, dtype=self.dtype)
             self.fc = nn.Dense(self.num_classes, dtype=self.dtype)
 
     def __call__(
-        self, x: Float[Array, "n h w 3"], train: bool = False
+        self,
+        x: Float[Array, "n h w 3"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> tuple[Float[Array, "n _h _w _c"], ...]:
         """Normalised RGB -> four maps [n h/s w/s c] for s = 4, 8, 16, 32.
 
-        `train=False` normalises by the running statistics; True by the batch's and updates them.
+        `train=False` normalises by the running statistics; True by the batch's, of the frames in
+        `frame_mask` (None: all), and updates them.
         """
         x = self.conv_stem(x.astype(self.dtype))
-        x = relu6(self.bn0(x, use_running_average=not train))
+        x = relu6(self.bn0(x, train, frame_mask))
         maps, ends, blocks = [], self._ends(), iter(self.blocks)
         for i, stage in enumerate(self.stages):
             for _ in range(stage.repeats):
-                x = next(blocks)(x, train)
+                x = next(blocks)(x, train, frame_mask)
             if i in ends:
                 maps.append(x)
         if self.num_classes and self.is_initializing():
@@ -185,7 +199,7 @@ class EfficientNetLite(nn.Module):
             raise errors.BadValueError(
                 "this EfficientNet has no head; make it with num_classes=1000."
             )
-        x = relu6(self.bn1(self.conv_head(last), use_running_average=True))
+        x = relu6(self.bn1(self.conv_head(last), False))
         return self.fc(x)
 
 

@@ -18,8 +18,10 @@ from flax import linen as nn
 
 from avs_jax import errors
 from avs_jax.layers.conv import DepthwiseConv
+from avs_jax.layers.norm import BatchNorm
+from avs_jax.layers.regime import Regime
 from avs_jax.media.audio import LOG_OFFSET
-from avs_jax.types import Array, Float
+from avs_jax.types import Array, Bool, Float
 
 EPSILON = 1e-4
 MOMENTUM = 0.99  # Keras' default
@@ -39,13 +41,7 @@ LAYERS = (
 )
 
 # Published: no scale, for a ReLU and a convolution follow.
-_batch_norm = partial(
-    nn.BatchNorm,
-    momentum=MOMENTUM,
-    epsilon=EPSILON,
-    use_scale=False,
-    use_fast_variance=False,  # see resnet.py
-)
+_batch_norm = partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON, use_scale=False)
 
 
 def own_log_mel(log_mel: Float[Array, "*n 96 64"]) -> Float[Array, "*n 96 64"]:
@@ -60,13 +56,19 @@ class SeparableLayer(nn.Module):
     width: int
     stride: int
     depthwise: str
+    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False
+        self,
+        x: Float[Array, "n h w c"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> Float[Array, "n h2 w2 d"]:
-        norm = partial(_batch_norm, use_running_average=not train, dtype=self.dtype)
+        def norm(x, name):
+            return _batch_norm(self.regime, dtype=self.dtype, name=name)(x, train, frame_mask)
+
         x = DepthwiseConv(
             3,
             self.stride,
@@ -75,9 +77,9 @@ class SeparableLayer(nn.Module):
             dtype=self.dtype,
             name="depthwise_conv",
         )(x)
-        x = nn.relu(norm(name="depthwise_bn")(x))
+        x = nn.relu(norm(x, "depthwise_bn"))
         x = nn.Conv(self.width, (1, 1), use_bias=False, dtype=self.dtype, name="pointwise_conv")(x)
-        return nn.relu(norm(name="pointwise_bn")(x))
+        return nn.relu(norm(x, "pointwise_bn"))
 
 
 class YAMNet(nn.Module):
@@ -85,6 +87,7 @@ class YAMNet(nn.Module):
 
     num_classes: int = 0  # 521: with AudioSet's head among the parameters, see `classify`
     depthwise: str = "auto"  # formulation of the depthwise convolutions, see layers/conv.py
+    regime: Regime = Regime()  # of training, see layers/regime.py
     dtype: Any = jnp.float32
 
     @property
@@ -95,24 +98,28 @@ class YAMNet(nn.Module):
         self.conv1 = nn.Conv(
             STEM_WIDTH, (3, 3), (2, 2), padding="SAME", use_bias=False, dtype=self.dtype
         )
-        self.bn1 = _batch_norm(dtype=self.dtype)
+        self.bn1 = _batch_norm(self.regime, dtype=self.dtype)
         for i, (width, stride) in enumerate(LAYERS, start=2):
-            layer = SeparableLayer(width, stride, self.depthwise, self.dtype)
+            layer = SeparableLayer(width, stride, self.depthwise, self.regime, self.dtype)
             setattr(self, f"layer{i}", layer)
         if self.num_classes:
             self.logits = nn.Dense(self.num_classes, dtype=self.dtype)
 
     def __call__(
-        self, log_mel: Float[Array, "n 96 64"], train: bool = False
+        self,
+        log_mel: Float[Array, "n 96 64"],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
     ) -> Float[Array, "n 1024"]:
         """Log-mel patches (`audio.log_mel`) -> features.
 
-        `train=False` normalises by the running statistics; True by the batch's and updates them.
+        `train=False` normalises by the running statistics; True by the batch's, of the seconds in
+        `frame_mask` (None: all), and updates them.
         """
         x = own_log_mel(log_mel)[..., None].astype(self.dtype)
-        x = nn.relu(self.bn1(self.conv1(x), use_running_average=not train))
+        x = nn.relu(self.bn1(self.conv1(x), train, frame_mask))
         for i in range(2, 2 + len(LAYERS)):
-            x = getattr(self, f"layer{i}")(x, train)
+            x = getattr(self, f"layer{i}")(x, train, frame_mask)
         features = x.mean(axis=(1, 2))
         if self.num_classes and self.is_initializing():
             self.classify(features)

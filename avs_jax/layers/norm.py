@@ -25,6 +25,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9  # Flax's convention; PyTorch calls it momentum 0.1
     epsilon: float = 1e-5  # PyTorch's BatchNorm2d
     scale_init: Callable = nn.initializers.ones
+    use_scale: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -42,7 +43,7 @@ class BatchNorm(nn.Module):
         shape = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32) if self.use_scale else 1.0
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
 
         y, mean, var = x, running_mean.value, running_var.value
