@@ -21,7 +21,8 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "check-data": ("avs_jax.data.check", "what is wrong with a download of AVSBench"),
     "build-avsbench": ("avs_jax.data.avsbench.build", "AVSBench -> a data set to train on"),
     "build-shapes": ("avs_jax.data.sounding_shapes.build", "the embedded data set, made here"),
-    "unpack-media": ("avs_jax.data.stamps.unpack", "real pictures, sounds and weights of packages"),
+    "build-stamps": ("avs_jax.data.stamps.build", "real cut-outs and sounds, composed here"),
+    "unpack-media": ("avs_jax.data.stamps.unpack", "what launch/fetch_media.sh fetched"),
     "benchmark-data": ("avs_jax.data.benchmark", "how fast clips are read"),
 }
 

@@ -15,7 +15,7 @@ from ml_collections.config_dict import placeholder
 from avs_jax import errors, models
 
 SUBSETS = ("s4", "ms3", "avss")
-DATASETS = ("avsbench", "sounding_shapes")
+DATASETS = ("avsbench", "sounding_shapes", "stamps")
 
 
 def parse_arguments(text: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -157,6 +157,13 @@ def fill_subset(config: ml_collections.ConfigDict, data: str, subset: str) -> No
     if data == "sounding_shapes":
         config.data.size = 96
         config.data.frame_offset = 0.5
+    if data == "stamps":
+        config.data.data_dir = "data/media"  # launch/fetch_media.sh; clips are made when read
+        config.data.seconds = 5
+        config.data.frame_offset = 0.5
+        config.data.alignment = "second"  # sounds change with the second
+        if subset == "avss":
+            config.model.num_classes = 55  # background, 53 that sound, what never does
 
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -12,6 +12,7 @@ features, and `open_split` turns a record of any of them into an example of the 
     id            Text
     objects       Sequence(Image [h w 1])   optional: ids of all objects, also silent ones;
     num_objects   int                       optional; for oracles and tests, never for training
+    instances     Sequence(Image [h w 1])   optional: their numbers, from back to front
     subset        Text                      optional: the part of a mixed set, e.g. v1s
     category      Text                      optional: what sounds, for tables by class
 """
@@ -23,6 +24,7 @@ import os
 import pathlib
 import re
 import sys
+import typing
 from collections.abc import Callable
 
 import numpy as np
@@ -44,12 +46,15 @@ class Dataset:
       class_names: "module:NAMES" of its classes by id, imported by `load_class_names` only.
       seconds: subset -> seconds (= frames) of its longest clips; all are padded to that.
       command: what a user types to build it, with {subset} and {data_dir} to fill in.
+      live: "module:open_live" of a data set whose clips can be made when they are read, from what
+        lies in data_dir; called (subset, split, data_dir), gives None where that is not there.
     """
 
     builder: str
     class_names: str
     seconds: dict[str, int]
     command: str
+    live: str | None = None
 
 
 DATASETS: dict[str, Dataset] = {
@@ -65,6 +70,13 @@ DATASETS: dict[str, Dataset] = {
         class_names="avs_jax.data.avsbench.classes:CLASS_NAMES",
         seconds={"s4": 5, "ms3": 5, "avss": 10},
         command="python -m avs_jax.data.avsbench.build {subset} SOURCE {data_dir}",
+    ),
+    "stamps": Dataset(
+        builder="avs_jax.data.stamps.build:Stamps",
+        class_names="avs_jax.data.stamps.classes:CLASSES",
+        seconds={"ms3": 5, "avss": 5},
+        command="launch/fetch_media.sh {data_dir}",  # the rest is made when it is read
+        live="avs_jax.data.stamps.source:open_live",
     ),
 }
 
@@ -118,8 +130,21 @@ def find_built(name: str, subset: str, data_dir: str | os.PathLike) -> epath.Pat
     raise errors.NotFoundError(f"no {name}/{subset} under {data_dir}; build it with: {command}")
 
 
+@typing.runtime_checkable
+class Examples(typing.Protocol):
+    """What `open_split` gives: examples by number, decoded or made when they are read."""
+
+    seconds: int  # of the longest clip; all are padded to that
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index) -> dict: ...
+
+
 class Source:
-    """Random access to the decoded examples of one split; what `open_split` returns.
+    """Random access to the decoded examples of one split; what `open_split` returns
+    of a built data set.
 
     `source[i]` is a dict in the batch contract's format, without the batch axis: frames u8[t h w
     3], waveform f32[s], label u8[t h w], label_mask bool[t], frame_mask bool[t], id str, and
@@ -198,6 +223,8 @@ class Source:
         if "objects" in record:
             example["objects"] = lengthen(record["objects"], (height, width), np.uint8)
             example["num_objects"] = np.int32(record["num_objects"])
+        if "instances" in record:
+            example["instances"] = lengthen(record["instances"], (height, width), np.uint8)
         for key in ("subset", "category"):
             if key in record:
                 example[key] = record[key].decode()
@@ -235,20 +262,36 @@ def _bring_here(folder: epath.Path, split: str, cure: str) -> pathlib.Path:
         raise errors.NotFoundError(f"{error} is gone; {cure}") from error
 
 
-def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) -> Source:
+def _open_live(name: str, subset: str, split: str, data_dir: str | os.PathLike) -> Examples | None:
+    """The source of a data set that is made when it is read; None for others, and where one of
+    that name is built."""
+    dataset = get_dataset(name)
+    if dataset.live is None or subset not in dataset.seconds or paths.in_bucket(data_dir):
+        return None
+    if (pathlib.Path(data_dir) / name / subset).exists():
+        return None
+    return _load(dataset.live)(subset, split, data_dir)
+
+
+def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) -> Examples:
     """Opens one split of a built data set.
 
     Args:
       name: of `DATASETS`.
       subset: of that data set, e.g. "ms3".
-      split: "train", "validation", "test", or a slice in TFDS's notation, e.g. "train[:100]".
-      data_dir: where the data set was built; gs:// or s3:// too, see `bucket`.
+      split: "train", "validation", "test", or another that the data set has, e.g. "cross"; or a
+        slice in TFDS's notation, e.g. "train[:100]".
+      data_dir: where the data set was built; gs:// or s3:// too, see `bucket`. Of one whose clips
+        are made when they are read, what they are made of.
 
     Raises:
       UnknownNameError: for a name that is not known; the message lists the known ones.
       NotFoundError: nothing is built there, or half, or files are gone; the message says the cure.
       BadValueError: the files are cut off or damaged, or the slice is not one.
     """
+    live = _open_live(name, subset, split, data_dir)
+    if live is not None:
+        return live
     folder = find_built(name, subset, data_dir)
     command = DATASETS[name].command.format(subset=subset, data_dir=data_dir)
     cure = f"delete {folder} and build it with: {command}"

@@ -19,7 +19,7 @@ from avs_jax.types import Float, UInt8
 
 Number = float | int
 Range = Sequence[Number]  # (low, high), both included
-MASKS = ("label", "objects")
+MASKS = ("label", "objects", "instances")
 # The mean colour of ImageNet: what lies outside of a picture is 0 after normalisation.
 _OUTSIDE = (124, 116, 104)
 _LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -332,7 +332,7 @@ def train_transforms(
         )
     affine = Affine(rotate, tuple(zoom), shear)
     return [
-        Drop(("objects", "num_objects")),
+        Drop(("objects", "num_objects", "instances")),
         *([] if affine == Affine() else [affine]),
         CentreCrop(size) if centre else ScaleCrop(size, tuple(scale)),
         Flip(flip),

@@ -33,11 +33,10 @@ import numpy as np
 from avs_jax import errors
 from avs_jax.data.stamps import classes
 from avs_jax.data.stamps.containers import read_deb, read_rcc, read_wheel
+from avs_jax.data.stamps.media import FORMAT, MANIFEST
 from avs_jax.media import audio
 from avs_jax.types import Float
 
-MANIFEST = "media.json"
-FORMAT = 1  # of media.json; raised whenever what `unpack` writes changes
 _RASTER_SIDE = 512  # pixels: the longer side of a rasterised drawing
 
 
