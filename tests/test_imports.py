@@ -181,6 +181,7 @@ def test_files_lie_in_the_tests_as_in_the_package():
         "test_old_files.py",  # what earlier versions left on disk
         "data/avsbench/test_mini_run.py",  # AVSBench from folders to figures
         "launch/test_environment.py",
+        "media/test_fuzz.py",
         "models/test_losses.py",
         "models/test_see_and_decide.py",
     }
