@@ -257,9 +257,12 @@ def checksums(tree: PyTree) -> dict[str, int]:
     named = jax.tree_util.tree_leaves_with_path(tree)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         values = list(pool.map(_checksum, (leaf for _, leaf in named)))
-    if jax.process_count() > 1:
+    # Arrays that are spread over processes; of the others, every process holds the whole.
+    spread = [isinstance(x, jax.Array) and not x.is_fully_addressable for _, x in named]
+    if any(spread):
         own = np.array([value % 2**32 for value in values], np.uint32)
-        values = multihost_utils.process_allgather(own).sum(0, dtype=np.uint64)
+        everyone = multihost_utils.process_allgather(own).sum(0, dtype=np.uint64)
+        values = np.where(spread, everyone, own)
     return {path_name(path): int(v) % 2**32 for (path, _), v in zip(named, values, strict=True)}
 
 
