@@ -26,7 +26,7 @@ from ml_collections import config_flags
 from avs_jax import devices, errors, paths
 from avs_jax.backbones import get_normalization
 from avs_jax.config import check_fields, read_config
-from avs_jax.data import open_split, pipeline, transforms
+from avs_jax.data import load_class_names, open_split, pipeline, transforms
 from avs_jax.devices import quiet_libraries
 from avs_jax.models import get_loss
 from avs_jax.models.forward import count_params, init_shapes
@@ -35,12 +35,15 @@ from avs_jax.scoring.views import make_network
 from avs_jax.training import freezing, optim, state
 from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.training.logs import Logs
+from avs_jax.training.pictures import ValidationPictures
+from avs_jax.training.profiling import Profile
 from avs_jax.training.progress import MAX_IN_FLIGHT, Progress
 from avs_jax.weights import merge_init, trained
 from avs_jax.weights.trained import build_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file[:arguments]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
+_PROFILE = flags.DEFINE_integer("profile", 0, "trace that many steps into WORKDIR/tensorboard")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several hosts (jax.distributed)")
 
 
@@ -52,10 +55,10 @@ def main(argv):
     stop = threading.Event()
     if not _DISTRIBUTED.value:  # else jax.distributed has its own handler
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    train(_CONFIG.value, _WORKDIR.value, _DISTRIBUTED.value, stop)
+    train(_CONFIG.value, _WORKDIR.value, _DISTRIBUTED.value, stop, _PROFILE.value)
 
 
-def train(config, workdir, distributed=False, stop=None):
+def train(config, workdir, distributed=False, stop=None, profile_steps=0):
     started = time.monotonic()
     stop = stop or threading.Event()
 
@@ -66,7 +69,13 @@ def train(config, workdir, distributed=False, stop=None):
     check_config(config, mesh)
     workdir = make_workdir(workdir)
     logs = Logs(workdir)
-    checkpoints = Checkpoints(workdir, config, keep=config.keep_checkpoints, say=logs.say)
+    checkpoints = Checkpoints(
+        workdir,
+        config,
+        keep=config.keep_checkpoints,
+        keep_best=config.keep_best,
+        say=logs.say,
+    )
     logs.say(f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
 
     # ---------------------------------------------------------------- data
@@ -137,8 +146,10 @@ def train(config, workdir, distributed=False, stop=None):
         for line in warn_of_random_parts(config, params, given):
             logs.say(line)
     start = int(train_state.step)
-    if start >= steps:
-        logs.say(f"nothing to do: step {start} of {steps} is reached; more with --config.steps")
+    if start >= steps or stops_early(config, start, checkpoints.best_step):
+        reached = f"nothing to do: step {start} of {steps} is reached; more with --config.steps"
+        early = f"nothing to do: no better than at step {checkpoints.best_step}, see early_stop"
+        logs.say(reached if start >= steps else early)
         checkpoints.close()
         logs.close()
         return
@@ -191,12 +202,15 @@ def train(config, workdir, distributed=False, stop=None):
     held_out = open_split(
         config.data.name, config.data.subset, config.eval.split, config.data.data_dir
     )
+    names = load_class_names(config.data.name) if config.model.num_classes > 1 else None
+    pictures = ValidationPictures(held_out, config.eval.pictures, config.data.size, shard, names)
     evaluator = Evaluator(
         make_network(model, config),
         config,
         held_out,
         clips,
         batch_size=devices.round_up(config.eval.batch_size, mesh),
+        on_masks=pictures.note if config.eval.pictures else None,
     )
 
     # ---------------------------------------------------------------- loop
@@ -210,12 +224,15 @@ def train(config, workdir, distributed=False, stop=None):
         seconds_before=trained.last_value(logs.path, "train/seconds") or 0.0,
     )
     recent_ids = deque(maxlen=config.log_every + MAX_IN_FLIGHT + 1)
+    profile = Profile(logs.folder / "tensorboard", start, profile_steps, logs.say)
+    early = False  # whether validation scores have stopped rising
     for step in range(start + 1, steps + 1):
         batch, ids = pipeline.to_device(next(batches), clips)
         batch = {name: batch[name] for name in batch_shapes}
         recent_ids.append((step, ids))
         run_step = compiled[max(first for first in compiled if first < step)]
-        train_state, totals, token = run_step(train_state, totals, batch)
+        with profile.step(step):
+            train_state, totals, token = run_step(train_state, totals, batch)
 
         last = step == steps
         stopping = stop.is_set() or checkpoints.reached_preemption(step)
@@ -226,8 +243,11 @@ def train(config, workdir, distributed=False, stop=None):
             progress.end_interval(step, totals)
             totals = empty_totals()
         progress.dispatched(token)
-        if evaluate or save:
+        traced = profile.is_due(step, last or stopping)
+        if evaluate or save or traced:
             progress.wait()
+        if traced:
+            profile.stop()
         if progress.bad_step is not None:
             progress.close()
             raise not_finite(progress.bad_step, recent_ids, checkpoints)
@@ -238,14 +258,17 @@ def train(config, workdir, distributed=False, stop=None):
             logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             name = f"{split_name(config.eval.split)}/miou"
             checkpoints.save_if_best(train_state, name, float(scores[name]))
-            stopping = stopping or stop.is_set()
+            pictures.draw(logs, step, evaluator.split)
+            early = not last and stops_early(config, step, checkpoints.best_step)
+            stopping = stopping or early or stop.is_set()
         if save or stopping:
             logs.flush()
             checkpoints.save(train_state, batches)
-        if evaluate or save:
+        if evaluate or save or traced:
             progress.resume()
         if stopping and not last:
-            logs.say(f"SIGTERM: saved step {step}; the same command goes on from there")
+            sigterm = f"SIGTERM: saved step {step}; the same command goes on from there"
+            logs.say(f"no better than at step {checkpoints.best_step}: done" if early else sigterm)
             break
     progress.close()
     checkpoints.close()
@@ -255,7 +278,8 @@ def train(config, workdir, distributed=False, stop=None):
 def check_config(config, mesh) -> None:
     """Raises BadValueError for numbers that cannot work, before anything is read or compiled."""
     devices.check_batch_size(config.batch_size, mesh)
-    for name in ("steps", "epochs", "log_every", "eval.every", "checkpoint_every"):
+    counts = ("steps", "epochs", "log_every", "eval.every", "checkpoint_every", "keep_best")
+    for name in (*counts, "early_stop"):
         value = operator.attrgetter(name)(config)
         if value is not None and value < 1:
             raise errors.BadValueError(f"{name}={value}: wanted 1 or more.")
@@ -306,6 +330,16 @@ def warn_of_random_parts(config, params, given) -> list[str]:
             f'"Fidelity"), or let it learn at the full rate'
         )
     return lines
+
+
+def stops_early(config, step: int, best_step: int | None) -> bool:
+    """Whether the last `config.early_stop` evaluations up to `step` brought no better score.
+
+    Said by steps alone, so that a run that goes on decides as one that was never stopped.
+    """
+    if config.early_stop is None or best_step is None:
+        return False
+    return step // config.eval.every - best_step // config.eval.every >= config.early_stop
 
 
 def make_workdir(workdir: str) -> epath.Path:

@@ -136,6 +136,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.split = "validation"
     config.eval.every = 500  # steps
     config.eval.sounds = ("own",)  # and "mute", "swap"
+    config.eval.pictures = 4  # clips that are drawn for TensorBoard at each evaluation
     config.eval.oracle = False  # the deaf model with perfect masks, where objects are known
 
     config.log_every = 20

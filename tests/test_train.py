@@ -1,5 +1,6 @@
 """The train program, as users start it: resuming, stopping, devices, bad input."""
 
+import gzip
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from avs_jax import errors, train
 from avs_jax.models.forward import init_shapes
 from avs_jax.weights import trained
 from tests.data.tiny import build_tiny
+from tests.training.event_files import read_events
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -54,12 +57,13 @@ def run(data_dir, tmp_path_factory):
         config=None,
         environment=None,
         program="avs_jax.train",
+        options=(),
         **fields,
     ):
         config = config or f"configs/quickstart.py:steps={steps}"
         fields = TINY | {"data.data_dir": data_dir} | fields
         command = [sys.executable, "-m", program, "--config", config]
-        command += [f"--workdir={workdir}"]
+        command += [f"--workdir={workdir}", *options]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
         variables = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -301,6 +305,43 @@ def test_a_field_that_cannot_be_is_refused(data_dir, tmp_path, fields, error):
 def test_a_workdir_that_is_not_writable_is_refused_before_work_starts():
     with pytest.raises(errors.BadValueError, match="--workdir /proc/nowhere is not writable"):
         train.make_workdir("/proc/nowhere")
+
+
+@pytest.mark.parametrize(
+    "step, best_step, stops",
+    [(40, 10, True), (30, 10, False), (35, 15, False), (10, None, False), (60, 10, True)],
+)
+def test_a_run_ends_early_after_so_many_evaluations_without_a_better_score(step, best_step, stops):
+    config = ml_collections.ConfigDict({"early_stop": 3, "eval": {"every": 10}})
+    assert train.stops_early(config, step, best_step) == stops
+    config.early_stop = None
+    assert not train.stops_early(config, step, best_step)
+
+
+@pytest.mark.slow
+def test_a_run_stops_early_draws_pictures_and_writes_a_trace(run, tmp_path):
+    fields = {"eval.every": 2, "early_stop": 2, "eval.pictures": 2}
+    fields |= {"optimizer.learning_rate": 0.0, "optimizer.warmup_steps": 0}  # nothing is learnt
+    output = finish(run(tmp_path, steps=50, options=["--profile=2"], **fields))
+    best = int(re.search(r"no better than at step (\d+): done", output).group(1))
+    found = scores(tmp_path)
+    assert sorted(found) == list(range(2, best + 5, 2))
+    assert max(found, key=found.get) == best
+    assert (tmp_path / "checkpoints" / str(best + 4)).exists()
+    again = finish(run(tmp_path, steps=50, **fields))
+    assert f"nothing to do: no better than at step {best}" in again
+
+    events = [e for p in (tmp_path / "tensorboard").glob("events*") for e in read_events(p)]
+    drawn = {(e.step, v.tag) for e in events for v in e.summary.value if v.HasField("image")}
+    names = [f"validation/ms3/validation/{i:06}" for i in (0, 2)]
+    assert drawn == {(step, name) for step in found for name in names}
+
+    (trace,) = (tmp_path / "tensorboard" / "plugins" / "profile").iterdir()
+    assert list(trace.glob("*.xplane.pb"))  # what TensorBoard reads
+    (perfetto,) = trace.glob("perfetto_trace.json.gz")
+    spans = json.loads(gzip.decompress(perfetto.read_bytes()))
+    steps = {e["args"]["step_num"] for e in spans["traceEvents"] if e.get("name") == "train"}
+    assert steps == {"3", "4"}
 
 
 @pytest.mark.slow

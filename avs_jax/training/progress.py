@@ -68,12 +68,11 @@ class Progress:
             self._in_flight and self._in_flight[0].is_ready()
         ):
             self._finish_one()
-        self._tell()
 
     def end_interval(self, step: int, totals: PyTree) -> None:
         """`totals` (see `state.count_steps`) are of all steps since the last call, up to `step`.
 
-        They are logged by a later call, once that step is finished.
+        To be called before that step's `dispatched`; logged once the step is finished.
         """
         self._intervals.append(_Interval(step, totals))
 
@@ -81,7 +80,6 @@ class Progress:
         """Returns when the devices are idle, with all intervals logged."""
         while self._in_flight:
             self._finish_one()
-        self._tell()
 
     def resume(self) -> None:
         """After a pause (an evaluation, a checkpoint), which is not counted as training."""
@@ -95,22 +93,22 @@ class Progress:
         jax.block_until_ready(self._in_flight.popleft())
         self.finished += 1
         self._bar.update()
+        if self._intervals and self._intervals[0].last_step == self.finished:
+            self._tell(*self._intervals.popleft())
 
-    def _tell(self) -> None:
-        while self._intervals and self._intervals[0].last_step <= self.finished:
-            step, totals = self._intervals.popleft()
-            numbers = jax.device_get(totals)
-            if numbers["bad_step"] >= 0:
-                self.bad_step = int(numbers["bad_step"])
-                return
-            now = time.monotonic()
-            clips = (step - self._told_step) * self._batch_size
-            figures = {f"train/{k}": v / numbers["count"] for k, v in numbers["sums"].items()}
-            figures["train/learning_rate"] = self._rates[step - 1]
-            figures["train/clips_per_second"] = clips / max(now - self._told_at, 1e-9)
-            figures["train/seconds"] = self._seconds_before + now - self._began
-            self._logs.write(step, figures)
-            self._bar.set_postfix_str(
-                f"loss {figures['train/loss']:.4f}, {figures['train/clips_per_second']:.1f} clips/s"
-            )
-            self._told_at, self._told_step = now, step
+    def _tell(self, step: int, totals: PyTree) -> None:
+        numbers = jax.device_get(totals)
+        if numbers["bad_step"] >= 0:
+            self.bad_step = self.bad_step or int(numbers["bad_step"])
+            return
+        now = time.monotonic()
+        clips = (step - self._told_step) * self._batch_size
+        figures = {f"train/{k}": v / numbers["count"] for k, v in numbers["sums"].items()}
+        figures["train/learning_rate"] = self._rates[step - 1]
+        figures["train/clips_per_second"] = clips / max(now - self._told_at, 1e-9)
+        figures["train/seconds"] = self._seconds_before + now - self._began
+        self._logs.write(step, figures)
+        self._bar.set_postfix_str(
+            f"loss {figures['train/loss']:.4f}, {figures['train/clips_per_second']:.1f} clips/s"
+        )
+        self._told_at, self._told_step = now, step

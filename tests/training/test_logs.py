@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 from etils import epath
-from tensorboardX.proto.event_pb2 import Event
 
 from avs_jax.training.logs import Logs
 from avs_jax.weights import trained
+from tests.training.event_files import read_events
 
 
 def read(path):
@@ -33,16 +33,6 @@ def test_rewind_drops_later_lines_and_a_cut_one(tmp_path):
     logs.rewind(2)
     logs.close()
     assert [line["step"] for line in read(tmp_path)] == [1, 2]
-
-
-def read_events(path):
-    """Records of an event file: length u64, its checksum u32, the event, its checksum u32."""
-    content, start, events = path.read_bytes(), 0, []
-    while start < len(content):
-        size = int.from_bytes(content[start : start + 8], "little")
-        events.append(Event.FromString(content[start + 12 : start + 12 + size]))
-        start += size + 16
-    return events
 
 
 def test_rewind_purges_later_points_from_tensorboard(tmp_path):
