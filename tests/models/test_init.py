@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from avs_jax import errors, models
@@ -46,3 +48,12 @@ import avs_jax.models
 model = avs_jax.models.get_model("avesformer", backbone="resnet18")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_model_runs_on_the_small_pretrained_backbones(name):
+    model = models.get_model(name, "efficientnet_lite0", audio_backbone="yamnet")
+    frames, log_mel = jnp.zeros((1, 5, 224, 224, 3)), jnp.zeros((1, 5, 96, 64))
+    variables = jax.eval_shape(model.init, jax.random.key(0), frames, log_mel)
+    outputs = jax.eval_shape(model.apply, variables, frames, log_mel)
+    assert outputs["logits"].shape == (1, 5, 224, 224, 1)
