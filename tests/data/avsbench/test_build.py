@@ -263,6 +263,20 @@ def test_flag_of_the_checker_is_taken(release, tmp_path, capsys, flag):
     assert "avsbench/s4/1.0.0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+def test_shard_in_the_middle_that_was_cut_off_is_an_error_at_opening(
+    release, tmp_path, monkeypatch, keep
+):
+    monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 1)
+    build.build("s4", release, tmp_path)
+    files = sorted(data.find_built("avsbench", "s4", tmp_path).glob("*train*"))
+    assert len(files) == 4
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(errors.BadValueError, match=r"cannot be read \(0 of 1 records.*build it"):
+        data.open_split("avsbench", "s4", "train", tmp_path)
+
+
 def test_two_builds_do_not_write_at_once(release, tmp_path):
     staging = tmp_path / ".building-avsbench-s4"
     staging.mkdir()

@@ -167,7 +167,7 @@ def test_cell_of_more_than_the_reader_takes_is_an_error_in_one_line(s4):
 
 
 def test_folder_that_is_called_like_a_table_is_none(s4):
-    (s4 / "a.csv").mkdir()
+    (s4 / "metadata.csv").mkdir()  # looked at before S4's own
     assert len(read(s4, "s4")[0]) == 8
 
 
