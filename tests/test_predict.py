@@ -446,7 +446,7 @@ with removed_on_signals():
     ("number", "state", "codes"),
     [
         (signal.SIGTERM, "idle", (-signal.SIGTERM,)),
-        (signal.SIGINT, "busy", (128 + signal.SIGINT,)),
+        (signal.SIGINT, "busy", (128 + signal.SIGINT, -signal.SIGINT)),
     ],
 )
 def test_signal_ends_it_within_seconds_and_leaves_nothing(tmp_path, number, state, codes):

@@ -305,7 +305,9 @@ def open_split(name: str, subset: str, split: str, data_dir: str | os.PathLike) 
     base = re.split(r"[\[+]", split)[0]
     if base not in builder.info.splits:
         raise errors.unknown_name(f"split of {name}/{subset}", split, builder.info.splits)
-    _check_files(builder.info.splits[base], cure)
+    for part in dict.fromkeys(part.partition("[")[0] for part in split.split("+")):
+        if part in builder.info.splits:  # else TFDS says below what it makes of it
+            _check_files(builder.info.splits[part], cure)
     try:
         records = builder.as_data_source(
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
