@@ -175,6 +175,7 @@ def test_files_lie_in_the_tests_as_in_the_package():
         if not any(place.exists() for place in mirrored):
             missing.append(str(path.relative_to(tests)))
     of_several_files = {
+        "test_bucket_run.py",
         "test_configs.py",
         "test_conftest.py",
         "test_imports.py",
