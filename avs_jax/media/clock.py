@@ -26,7 +26,7 @@ _JUMP, _BACK = 10.0, 0.1
 _BACK_ELSEWHERE, _PAUSE = 0.5, 3600.0
 _GAP = 1.0  # a longer step is looked at before it is believed
 # What is held while a jump is looked at: streams are interleaved far closer than that.
-_HELD_SECONDS, _HELD_PACKETS = 3.0, 4000
+_HELD_SECONDS, _HELD_PACKETS, _HELD_BYTES = 3.0, 4000, 2**27
 _RECENT = 256  # packets of a stream, to know them by if they come again
 _REORDERING = 10.0  # the farthest that a picture can be shown after it was decoded
 _RETRIES = 8  # of a demuxer that fails without giving a packet
@@ -230,7 +230,7 @@ class _Clock:
     def _can_judge(self, held: Sequence) -> bool:
         track = self._tracks[held[0].stream.index]
         time = track.decoding_time(held[0])
-        if len(held) >= _HELD_PACKETS:
+        if len(held) >= _HELD_PACKETS or sum(packet.size for packet in held) > _HELD_BYTES:
             return True
         if track.end is None:
             return self._next_time(track, held) is not None
