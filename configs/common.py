@@ -73,6 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"  # "bfloat16": compute only; parameters and losses stay float32
     config.model.remat = "none"  # or "dots", "blocks": less memory, more time (layers/remat.py)
     config.model.norm = "global"  # or "per_device", "frozen": batch statistics (layers/regime.py)
+    config.model.two_pass_variance = placeholder(bool)  # None: by platform (layers/regime.py)
 
     # Keyword arguments of the model's loss.
     config.loss = ml_collections.ConfigDict()
