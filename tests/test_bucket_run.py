@@ -20,8 +20,20 @@ pytestmark = pytest.mark.skipif(
     reason="needs gcsfs and gcp-storage-emulator",
 )
 
+# TensorStore reads the generation of what it downloads, which the emulator leaves out.
 SERVER = """
 import sys, threading
+from gcp_storage_emulator.handlers import objects
+
+download = objects.download
+
+def download_with_generation(request, response, storage, *args, **kwargs):
+    download(request, response, storage, *args, **kwargs)
+    place = request.params["bucket_name"], request.params["object_id"]
+    if place[1] in storage.objects.get(place[0], {}):
+        response["x-goog-generation"] = str(storage.get_file_obj(*place)["generation"])
+
+objects.download = download_with_generation
 from gcp_storage_emulator.server import create_server
 create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket").start()
 print("ready", flush=True)
@@ -82,6 +94,7 @@ def call(tmp_path):
     yield run
     server.kill()
     server.wait()
+    server.stdout.close()
 
 
 @pytest.mark.slow
