@@ -8,7 +8,7 @@ learns at a tenth of the rate, or not at all, leaves the rest to make do with no
 weights `--config.optimizer.rate_rules="()" --config.optimizer.freeze="()"` trains all of it.
 
 Arguments: subset = s4, ms3, avss; backbone = resnet50, resnet18, pvt_v2_b0..b5;
-data = avsbench, sounding_shapes.
+data = avsbench, sounding_shapes, stamps (real cut-outs and sounds).
 
 The paper gives no recipe; this one is ours: AdamW 1e-4, weight decay 0.05, backbone x 0.1, VGGish
 frozen, 500 warm-up steps, cosine to 0, 8 clips a step, 30 / 60 / 30 epochs on S4 / MS3 / AVSS;

@@ -213,7 +213,8 @@ def fill_small_recipe(
 
     # The auxiliary heads name what sounds: all classes but background. In S4 and MS3 of AVSBench
     # labels have no names.
-    named = 10 if config.data.name == "sounding_shapes" else config.model.num_classes - 1
+    named = {"sounding_shapes": 10, "stamps": 53}
+    named = named.get(config.data.name, config.model.num_classes - 1)
     config.model.num_tags = named
     config.model.num_semantic = named
     config.loss.tag_weight = 1.0

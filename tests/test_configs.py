@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from avs_jax import errors
-from avs_jax.data import transforms
+from avs_jax.data import load_class_names, transforms
 from avs_jax.models.forward import init_shapes
 from avs_jax.training import optim
 from avs_jax.weights import trained
@@ -100,3 +100,9 @@ def test_avesformer_has_a_row_per_subset(subset, classes, seconds):
     assert config.model.num_classes == classes
     assert config.data.seconds == seconds
     assert config.model.backbone == "resnet18"
+
+
+def test_stamps_have_a_class_for_each_that_sounds():
+    config = load("avesformer", "data=stamps,subset=avss")
+    assert config.model.num_classes == len(load_class_names("stamps"))
+    assert (config.data.seconds, config.data.size, config.data.alignment) == (5, 224, "second")

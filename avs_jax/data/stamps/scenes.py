@@ -26,7 +26,7 @@ FRAME_OFFSET = 0.5  # where in its second a frame is taken
 # How likely 1, 2, 3, 4 things are; a single one that sounds would not need to be found.
 _COUNTS, _COUNTS_HELD_OUT = (0.15, 0.35, 0.3, 0.2), (0.0, 0.45, 0.35, 0.2)
 _SILENT_THING = 0.12  # another than the first: a person, a plant, a chair, ...
-_VOICED, _ON = 0.62, 0.75  # a thing ever sounds in its clip; and then in a given second
+_VOICED, _ON = 0.68, 0.8  # a thing ever sounds in its clip; and then in a given second
 _GOES_ON = 0.6  # a recording that sounded in the second before goes on where it was
 # Kinds of clips: of the others things in the picture sound less often.
 _KINDS = {"plain": 0.8, "absent": 0.08, "speech": 0.06, "quiet": 0.06}

@@ -19,11 +19,11 @@ from tests.data.stamps import made_up
 SIZE = 64
 # sha256 of parts of the first ten clips of made-up media
 GOLDEN = {
-    "label": "e5cfd7a24c7aea49",
-    "objects": "36d2238831de069a",
-    "instances": "f4551c3d9c0066a4",
-    "waveform": "f781f3ddd7bd3697",
-    "jpegs": "3d5b9a3981841e54",
+    "label": "2d012cfb0c5b633f",
+    "objects": "d7a140fda4a0a015",
+    "instances": "20e78b3fd839a82a",
+    "waveform": "c01dd4af783e22b5",
+    "jpegs": "2dcb34ae178cf4d0",
 }
 
 
