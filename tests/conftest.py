@@ -50,13 +50,13 @@ def pytest_collection_modifyitems(items):
 
 def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
-    left_out = sum("needs_torch" in report.keywords for report in skipped)
+    left_out = sum("needs_torch" in getattr(report, "keywords", ()) for report in skipped)
     if LACKS_TORCH and left_out:
         terminalreporter.write_line(
             f"{left_out} tests left out for lack of PyTorch; to run them too: "
             'pip install -e ".[test,convert]"'
         )
-    left_out = sum("needs_media" in report.keywords for report in skipped)
+    left_out = sum("needs_media" in getattr(report, "keywords", ()) for report in skipped)
     if LACKS_MEDIA and left_out:
         terminalreporter.write_line(
             f"{left_out} tests left out for lack of real media; to run them too: "
