@@ -271,6 +271,7 @@ def train(config, workdir, distributed=False, stop=None, profile_steps=0):
             logs.say(f"no better than at step {checkpoints.best_step}: done" if early else sigterm)
             break
     progress.close()
+    batches.close()  # readers end now, and not with a warning at the end of the process
     checkpoints.close()
     logs.close()
 
