@@ -110,6 +110,42 @@ def results(request, release, cache, tmp_path_factory):
     return subset, figures, details, done.stdout + done.stderr
 
 
+def train(folder, cache, **fields):
+    """Runs the program and returns {step: logged line}."""
+    fields = TINY | fields
+    command = [sys.executable, "-m", "avs_jax.train", "--workdir", folder]
+    command += ["--config", fields.pop("config")]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": cache}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in lines if "train/loss" in line}
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_is_trained_as_a_whole_one(release, cache, tmp_path):
+    # Clips of v1s carry one label of five, those of v2 ten of ten: a mean of the parts' means
+    # would not be the batch's. Batch statistics, which are a part's own, stand still.
+    build.main(["avss", str(release), str(tmp_path / "data")])
+    fields = SETS["s4"] | {
+        "config": "configs/avesformer.py:subset=avss,backbone=small_resnet",
+        "data.data_dir": tmp_path / "data",
+        "model.norm": "frozen",
+        "steps": 3,
+        "log_every": 1,
+        "optimizer.warmup_steps": 0,
+        "optimizer.learning_rate": 0.01,
+    }
+    whole = train(tmp_path / "whole", cache, **fields)
+    parts = train(tmp_path / "parts", cache, **fields, accumulate=2)
+    for step in (1, 2, 3):
+        for name in ("loss", "ce", "dice", "grad_norm"):
+            found, expected = (run[step][f"train/{name}"] for run in (parts, whole))
+            assert found == pytest.approx(expected, rel=1e-4), (step, name)
+    assert whole[3]["train/loss"] != pytest.approx(whole[1]["train/loss"], rel=1e-3)
+
+
 @pytest.mark.slow
 def test_every_clip_and_frame_of_the_test_split_is_scored(results):
     subset, figures, *_ = results
