@@ -21,6 +21,60 @@ _TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 10: "?", 19: "<f2"}
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
+_LANES = 1024  # parts of an array whose checksums are worked out side by side
+
+
+def _crc_table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def _apply_bits(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A linear map of 32 bits, given what it makes of each bit alone."""
+    out = np.zeros_like(values)
+    for i, column in enumerate(columns):
+        out ^= np.where((values >> np.uint32(i)) & 1, column, np.uint32(0))
+    return out
+
+
+def crc32c(data: bytes) -> int:
+    """The checksum (Castagnoli's) that TensorFlow keeps of each array.
+
+    It is linear: equal parts are summed side by side, then joined two by two, the earlier one moved
+    by as many zeros as the later one is long.
+    """
+    content = np.frombuffer(data, np.uint8)
+    length = len(content) // _LANES
+    parts = content[: _LANES * length].reshape(_LANES, length)
+    crc = np.zeros(_LANES, np.uint32)
+    crc[0] = 0xFFFFFFFF
+    for column in parts.T:
+        crc = _CRC_TABLE[(crc ^ column) & 0xFF] ^ (crc >> np.uint32(8))
+    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    byte = _CRC_TABLE[bits & 0xFF] ^ (bits >> np.uint32(8))  # what one zero makes of each bit
+    move, rest = bits, length
+    while rest:
+        move = _apply_bits(byte, move) if rest & 1 else move
+        byte, rest = _apply_bits(byte, byte), rest >> 1
+    while len(crc) > 1:
+        crc, move = _apply_bits(move, crc[::2]) ^ crc[1::2], _apply_bits(move, move)
+    last = int(crc[0])
+    for byte in content[_LANES * length :].tolist():
+        last = int(_CRC_TABLE[(last ^ byte) & 0xFF]) ^ (last >> 8)
+    return last ^ 0xFFFFFFFF
+
+
+def _unmask(stored: int) -> int:
+    """TensorFlow turns and shifts the checksums that it stores."""
+    turned = (stored - 0xA282EAD8) & 0xFFFFFFFF
+    return (turned >> 17 | turned << 15) & 0xFFFFFFFF
+
+
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """A variable-length integer -> (value, where it ends)."""
     value = shift = 0
@@ -89,14 +143,16 @@ def read_table(data: bytes) -> dict[str, bytes]:
     return table
 
 
-def _read_entry(message: bytes) -> tuple[str | None, tuple[int, ...], int, int]:
-    """BundleEntryProto -> (type, shape, place, size); the type is None for what is no number."""
+def _read_entry(message: bytes) -> tuple[str | None, tuple[int, ...], int, int, int]:
+    """BundleEntryProto -> (type, shape, place, size, checksum); the type of what is no number is
+    None."""
     fields = dict(_read_message(message))
     shape = []
     for number, value in _read_message(fields.get(2, b"")):
         if number == 2:  # TensorShapeProto.dim
             shape.append(dict(_read_message(value)).get(1, 0))
-    return _TYPES.get(fields.get(1)), tuple(shape), fields.get(4, 0), fields.get(5, 0)
+    dtype, checksum = _TYPES.get(fields.get(1)), _unmask(fields.get(6, 0))
+    return dtype, tuple(shape), fields.get(4, 0), fields.get(5, 0), checksum
 
 
 def find_data(path: epath.PathLike) -> epath.Path:
@@ -137,13 +193,15 @@ def read_bundle(path: epath.PathLike) -> dict[str, np.ndarray]:
         for key, message in table.items():
             if not key.endswith(_SUFFIX) or "/.OPTIMIZER_SLOT/" in key:
                 continue
-            dtype, shape, place, size = _read_entry(message)
+            dtype, shape, place, size, checksum = _read_entry(message)
             if dtype is None or "layer_with_weights-" not in key:
                 continue
             if size != np.dtype(dtype).itemsize * int(np.prod(shape)) or place + size > len(
                 content
             ):
                 raise ValueError(f"{key} ends behind the file")
+            if crc32c(content[place : place + size]) != checksum:
+                raise ValueError(f"{key} has other bytes than were saved")
             array = np.frombuffer(content, dtype, offset=place, count=int(np.prod(shape)))
             is_float = array.dtype.kind == "f"
             name = key[key.index("layer_with_weights-") :].removesuffix(_SUFFIX)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax import errors
-from avs_jax.weights.tensorflow_files import read_bundle, read_table
+from avs_jax.weights.tensorflow_files import crc32c, read_bundle, read_table
 
 PREFIX, SUFFIX = "layer-1/layer/layer_with_weights-", "/.ATTRIBUTES/VARIABLE_VALUE"
 TYPES = {"<f4": 1, "<f8": 2, "<i4": 3, "<i8": 9, "<f2": 19}
@@ -17,6 +17,20 @@ def varint(value):
     while value > 0x7F:
         out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
     return out + bytes([value])
+
+
+def plain_crc32c(data):
+    """Bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def masked(crc):
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def field(number, value):
@@ -44,7 +58,8 @@ def write_bundle(folder, arrays, per_block=2):
     for name, array in sorted(arrays.items()):
         shape = b"".join(field(2, field(1, size)) for size in array.shape)
         entry = field(1, TYPES[array.dtype.str]) + field(2, shape)
-        entry += field(4, len(data)) + field(5, array.nbytes) + varint(6 << 3 | 5) + bytes(4)
+        entry += field(4, len(data)) + field(5, array.nbytes) + varint(6 << 3 | 5)
+        entry += struct.pack("<I", masked(plain_crc32c(array.tobytes())))
         entries.append((f"{PREFIX}{name}{SUFFIX}".encode(), entry))
         data += array.tobytes()
     entries.append((b"zz_graph", field(1, 7)))  # text
@@ -114,8 +129,24 @@ def test_file_that_was_cut_off_is_told(tmp_path, file, keep):
         read_bundle(tmp_path)
 
 
+@pytest.mark.parametrize("length", [0, 9, 1023, 1024, 5000])
+def test_checksum_is_castagnolis(length):
+    assert crc32c(b"123456789") == 0xE3069283  # RFC 3720's check value
+    data = np.random.default_rng(length).bytes(length)
+    assert crc32c(data) == plain_crc32c(data)
+
+
+def test_other_bytes_are_told(tmp_path):
+    path = write_bundle(tmp_path / "variables", arrays()) / "variables.data-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(errors.BadValueError, match=r"0/kernel.* has other bytes than were saved"):
+        read_bundle(tmp_path)
+
+
 def test_compressed_block_is_refused(tmp_path):
     path = write_bundle(tmp_path / "variables", arrays()) / "variables.index"
-    content = bytearray(path.read_bytes())
+    end = struct.pack("<II", 0, 1)  # of each block, before its kind
     with pytest.raises(ValueError, match="packed"):
-        read_table(bytes(content).replace(b"\0\0\0\0\0\0\1\0\0\0\0", b"\0\0\0\0\0\0\1\0\0\0\1"))
+        read_table(path.read_bytes().replace(end + b"\0", end + b"\1"))
