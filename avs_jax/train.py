@@ -2,9 +2,9 @@
 
     python -m avs_jax.train --config configs/avesformer.py:subset=s4,backbone=resnet50 --workdir DIR
 
-What follows the colon are the config file's arguments (see its
-docstring); any field is set with --config.FIELD=VALUE. In WORKDIR: checkpoints/ (to go on from),
-best/ (by validation mIoU), metrics.jsonl, tensorboard/, config.json. The same command goes on
+What follows the colon are the config file's arguments (see its docstring); any field is set with
+--config.FIELD=VALUE. In WORKDIR: checkpoints/ (to go on from), best/ (by validation mIoU),
+metrics.jsonl, tensorboard/, config.json, and while it runs lock.json. The same command goes on
 where a stopped or killed run left off, bit for bit. SIGTERM saves a checkpoint and exits with 0.
 
 On several hosts start the same command on each with --distributed.
@@ -32,7 +32,7 @@ from avs_jax.models import get_loss
 from avs_jax.models.forward import count_params, init_shapes
 from avs_jax.scoring.evaluators import Evaluator, split_name
 from avs_jax.scoring.views import make_network
-from avs_jax.training import freezing, optim, state
+from avs_jax.training import freezing, lock, optim, state
 from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.training.logs import Logs
 from avs_jax.training.pictures import ValidationPictures
@@ -59,15 +59,19 @@ def main(argv):
 
 
 def train(config, workdir, distributed=False, stop=None, profile_steps=0):
-    started = time.monotonic()
-    stop = stop or threading.Event()
-
-    # ---------------------------------------------------------------- devices and folder
     quiet_libraries()
     devices.start_jax(distributed)
     mesh = devices.make_mesh(config.fsdp)
     check_config(config, mesh)
     workdir = make_workdir(workdir)
+    with lock.hold(workdir) as held:
+        run(config, workdir, mesh, held, stop or threading.Event(), profile_steps)
+
+
+def run(config, workdir, mesh, held, stop, profile_steps):
+    started = time.monotonic()
+
+    # ---------------------------------------------------------------- what is written
     logs = Logs(workdir)
     checkpoints = Checkpoints(
         workdir,
@@ -248,6 +252,8 @@ def train(config, workdir, distributed=False, stop=None, profile_steps=0):
             progress.wait()
         if traced:
             profile.stop()
+        if held:
+            held.check()
         if progress.bad_step is not None:
             progress.close()
             raise not_finite(progress.bad_step, recent_ids, checkpoints)

@@ -136,6 +136,21 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(run, whole_run, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_second_run_in_a_workdir_ends_at_once_and_the_first_goes_on(run, tmp_path):
+    first = run(tmp_path, steps=100_000, **{"eval.every": 100_000})
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), first)
+    last = finish(run(tmp_path, steps=100_000), code=2).strip().splitlines()[-1]
+    assert f"in use by process {first.pid} on {socket.gethostname()}" in last
+    before = len(losses(tmp_path))
+    wait_for(lambda: len(losses(tmp_path)) > before, first)
+    first.send_signal(signal.SIGTERM)
+    finish(first)
+    lines = [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == len(set(lines))  # no step twice
+    assert not (tmp_path / "lock.json").exists()
+
+
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_0(run, tmp_path):
     process = run(tmp_path, steps=100_000, **{"checkpoint_every": 100_000, "eval.every": 100_000})
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), process)
