@@ -19,8 +19,10 @@ from collections import deque
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from avs_jax import devices, errors, paths
@@ -150,7 +152,8 @@ def run(config, workdir, mesh, held, stop, profile_steps):
         for line in warn_of_random_parts(config, params, given):
             logs.say(line)
     start = int(train_state.step)
-    if start >= steps or stops_early(config, start, checkpoints.best_step):
+    owes = owes_evaluation(config, start, steps, logs, checkpoints)
+    if not owes and (start >= steps or stops_early(config, start, checkpoints.best_step)):
         reached = f"nothing to do: step {start} of {steps} is reached; more with --config.steps"
         early = f"nothing to do: no better than at step {checkpoints.best_step}, see early_stop"
         logs.say(reached if start >= steps else early)
@@ -217,6 +220,23 @@ def run(config, workdir, mesh, held, stop, profile_steps):
         on_masks=pictures.note if config.eval.pictures else None,
     )
 
+    def validate(step, train_state):
+        """Scores the model and keeps it if it is a best one; whether training ends early."""
+        with jax.default_matmul_precision(config.matmul_precision):
+            scores = dict(evaluator.run(train_state.variables()))
+        checkpoints.save_if_best(train_state, score_name(config), float(scores[score_name(config)]))
+        logs.write(step, scores)
+        logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        pictures.draw(logs, step, evaluator.split)
+        return step < steps and stops_early(config, step, checkpoints.best_step)
+
+    early = False  # whether validation scores have stopped rising
+    if owes:
+        logs.say(f"step {start} was not evaluated to the end: now")
+        early = validate(start, train_state)
+        if early:
+            logs.say(f"no better than at step {checkpoints.best_step}: done")
+
     # ---------------------------------------------------------------- loop
     logs.say(f"ready after {time.monotonic() - started:.1f} s; steps {start + 1} to {steps}")
     progress = Progress(
@@ -229,8 +249,7 @@ def run(config, workdir, mesh, held, stop, profile_steps):
     )
     recent_ids = deque(maxlen=config.log_every + MAX_IN_FLIGHT + 1)
     profile = Profile(logs.folder / "tensorboard", start, profile_steps, logs.say)
-    early = False  # whether validation scores have stopped rising
-    for step in range(start + 1, steps + 1):
+    for step in range(start + 1, 0 if early else steps + 1):
         batch, ids = pipeline.to_device(next(batches), clips)
         batch = {name: batch[name] for name in batch_shapes}
         recent_ids.append((step, ids))
@@ -240,15 +259,15 @@ def run(config, workdir, mesh, held, stop, profile_steps):
 
         last = step == steps
         stopping = stop.is_set() or checkpoints.reached_preemption(step)
-        # Whoever sends SIGTERM does not wait for an evaluation.
-        evaluate = last or (step % config.eval.every == 0 and not stopping)
-        save = last or stopping or step % config.checkpoint_every == 0
-        if step % config.log_every == 0 or evaluate or save:
+        # Whoever sends SIGTERM does not wait for an evaluation: the run that goes on owes it.
+        evaluate = not stopping and (last or step % config.eval.every == 0)
+        save = stopping or evaluate or step % config.checkpoint_every == 0
+        if step % config.log_every == 0 or save:
             progress.end_interval(step, totals)
             totals = empty_totals()
         progress.dispatched(token)
         traced = profile.is_due(step, last or stopping)
-        if evaluate or save or traced:
+        if save or traced:
             progress.wait()
         if traced:
             profile.stop()
@@ -257,22 +276,15 @@ def run(config, workdir, mesh, held, stop, profile_steps):
         if progress.bad_step is not None:
             progress.close()
             raise not_finite(progress.bad_step, recent_ids, checkpoints)
-        if evaluate:
-            with jax.default_matmul_precision(config.matmul_precision):
-                scores = dict(evaluator.run(train_state.variables()))
-            logs.write(step, scores)
-            logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-            name = f"{split_name(config.eval.split)}/miou"
-            checkpoints.save_if_best(train_state, name, float(scores[name]))
-            pictures.draw(logs, step, evaluator.split)
-            early = not last and stops_early(config, step, checkpoints.best_step)
-            stopping = stopping or early or stop.is_set()
-        if save or stopping:
+        if save:
             logs.flush()
             checkpoints.save(train_state, batches)
-        if evaluate or save or traced:
+        if evaluate:  # of what is saved: a kill meanwhile loses nothing
+            early = validate(step, train_state)
+            stopping = early or (stop.is_set() and not last)
+        if save or traced:
             progress.resume()
-        if stopping and not last:
+        if stopping:
             sigterm = f"SIGTERM: saved step {step}; the same command goes on from there"
             logs.say(f"no better than at step {checkpoints.best_step}: done" if early else sigterm)
             break
@@ -337,6 +349,26 @@ def warn_of_random_parts(config, params, given) -> list[str]:
             f'"Fidelity"), or let it learn at the full rate'
         )
     return lines
+
+
+def score_name(config) -> str:
+    """Of the figure by which the best model is kept."""
+    return f"{split_name(config.eval.split)}/miou"
+
+
+def owes_evaluation(config, start: int, steps: int, logs: Logs, checkpoints: Checkpoints) -> bool:
+    """Whether a run that goes on was ended between saving step `start` and the evaluation's end.
+
+    Then its score is not in the log, or it is and the model is not among the best ones.
+    """
+    if start == 0 or start > steps or (start < steps and start % config.eval.every):
+        return False
+    curves = trained.read_curves(logs.path) if logs.path.exists() else {}
+    scores = dict(zip(*curves.get(score_name(config), ((), ())), strict=True))
+    owes = start not in scores or checkpoints.would_keep(start, float(scores[start]))
+    if jax.process_count() > 1:  # the first one reads its own log
+        owes = bool(multihost_utils.broadcast_one_to_all(np.asarray(owes)))
+    return owes
 
 
 def stops_early(config, step: int, best_step: int | None) -> bool:

@@ -136,6 +136,25 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(run, whole_run, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("steps", [6, 4])  # at the end too, where nothing else is left to do
+def test_a_run_killed_in_an_evaluation_makes_up_for_it(
+    run, whole_run, tmp_path, steps, monkeypatch
+):
+    monkeypatch.setenv("KILLED_TRAIN", "dies")
+    fields = {"checkpoint_every": 100}  # nothing but the evaluation says that it is to be saved
+    killed = run(tmp_path, steps=steps, program="tests.training.killed_train", **fields)
+    finish(killed, -signal.SIGKILL)
+    output = finish(run(tmp_path, steps=steps, **fields))
+    assert "going on at step 4" in output
+    assert "step 4 was not evaluated to the end: now" in output
+    assert scores(tmp_path)[4] == scores(whole_run)[4]
+    if steps == 6:
+        assert sums(tmp_path, 6) == sums(whole_run, 6)
+        assert scores(tmp_path) == scores(whole_run)
+    assert "nothing to do: step" in finish(run(tmp_path, steps=steps, **fields))
+
+
+@pytest.mark.slow
 def test_a_second_run_in_a_workdir_ends_at_once_and_the_first_goes_on(run, tmp_path):
     first = run(tmp_path, steps=100_000, **{"eval.every": 100_000})
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), first)

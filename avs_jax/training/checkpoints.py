@@ -3,6 +3,9 @@
     WORKDIR/checkpoints/STEP   model, optimizer, data, meta     the last few, to go on from
     WORKDIR/best/STEP          model, meta                      the best ones by validation
 
+`meta` names the run, so that the best ones of another run in the same folder are told apart: they
+are moved to WORKDIR/before-DATE, from which they can be used like those of any run.
+
 Orbax restores a damaged file without a word where no structure is broken, and raises where one is.
 So each array's checksum is kept in `meta` and compared after restoring, and a step that cannot be
 read is set aside in favour of the one before.
@@ -11,6 +14,8 @@ read is set aside in favour of the one before.
 import json
 import math
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,6 +36,7 @@ from avs_jax.weights.trained import (
     checksums,
     compare_checksums,
     first_line,
+    is_same_run,
     open_manager,
     read_meta,
 )
@@ -89,11 +95,13 @@ class Checkpoints:
         for step in self._best.all_steps():
             self._values[step] = self._read_best(step)
         self._save = ocp.args.StandardSave
+        self._run: str | None = uuid.uuid4().hex  # None: of a version that gave runs no name
         self.changed: list[str] = []
 
     def _meta(self, tree: PyTree, **more) -> dict:
         config = json.loads(self.config.to_json())
-        return {"config": config, "checksums": checksums(tree)} | more
+        run = {"run": self._run} if self._run else {}
+        return {"config": config, "checksums": checksums(tree)} | run | more
 
     def save(self, state: TrainState, iterator: Any) -> None:
         """Saves everything a run needs to go on as if it had never stopped."""
@@ -111,10 +119,7 @@ class Checkpoints:
     def save_if_best(self, state: TrainState, name: str, value: float) -> bool:
         """Keeps the model if `value` (higher is better) is among the best so far."""
         step = int(state.step)
-        # The same step again: a resumed run repeats what it did.
-        if any(step <= kept for kept in self._values):
-            return False
-        if len(self._values) >= self._keep_best and not value > min(self._values.values()):
+        if not self.would_keep(step, value):
             return False
         model, _ = _split(state)
         meta = self._meta({"model": model}, best={"name": name, "value": value})
@@ -125,6 +130,13 @@ class Checkpoints:
             step, args=ocp.args.Composite(model=self._save(model), meta=ocp.args.JsonSave(meta))
         )
         return True
+
+    def would_keep(self, step: int, value: float) -> bool:
+        """Whether a model of that step and value is among the best so far, and not yet kept."""
+        # The same step again: a resumed run repeats what it did.
+        if any(step <= kept for kept in self._values):
+            return False
+        return len(self._values) < self._keep_best or value > min(self._values.values())
 
     @property
     def best_step(self) -> int | None:
@@ -150,7 +162,8 @@ class Checkpoints:
         """The newest readable state (with the shardings of `shapes`); sets the iterator's position.
 
         None if there is no checkpoint. Steps that cannot be read are moved to WORKDIR/broken once
-        an older one has been. `changed` then says how the config differs from the saved one.
+        an older one has been, best ones of another run to WORKDIR/before-DATE. `changed` then says
+        how the config differs from the saved one.
 
         Raises:
           BadValueError: the checkpoint is of another model, or none of them can be read.
@@ -160,6 +173,7 @@ class Checkpoints:
             state, reason = self._try_step(step, shapes, iterator)
             if _on_all_hosts(reason is None):
                 self._set_aside(reasons)
+                self._go_on_as(read_meta(self._latest, step))
                 return state
             reasons[step] = reason or "another host cannot read it"
             self._say(f"checkpoint {step} cannot be read ({reasons[step]}); trying the one before.")
@@ -171,6 +185,7 @@ class Checkpoints:
                 + f".{changed if self.changed else ''} They are left as they are; go back to the "
                 "config and number of hosts they were made with, or use another --workdir."
             )
+        self._set_best_aside("there is no checkpoint to go on from")
         return None
 
     def _try_step(self, step, shapes, iterator) -> tuple[TrainState | None, str | None]:
@@ -222,6 +237,38 @@ class Checkpoints:
         if steps:
             _on_all_hosts(True)  # nobody looks before the folders are moved
             self._latest.reload()
+
+    def _go_on_as(self, meta: dict) -> None:
+        """Takes the name of the run whose checkpoint has that `meta`."""
+        self._run = meta.get("run")
+        for step in self._values:
+            try:
+                own = is_same_run(read_meta(self._best, step), meta)
+            except Exception:  # it cannot be read and will be replaced, see `_read_best`
+                own = True
+            if not _on_all_hosts(own):
+                self._set_best_aside("it is of another run than checkpoints/")
+                return
+
+    def _set_best_aside(self, reason: str) -> None:
+        """Moves best/, with its config and log, to where it can be used as that of any run."""
+        if not _on_all_hosts(bool(self._values)):
+            return
+        best = self.workdir / "best"
+        target = self.workdir / time.strftime("before-%Y%m%d-%H%M%S")
+        if jax.process_index() == 0:
+            target.mkdir(parents=True, exist_ok=True)
+            for name in ("config.json", "metrics.jsonl"):
+                if (self.workdir / name).exists():
+                    (target / name).write_bytes((self.workdir / name).read_bytes())
+            if paths.in_bucket(target):  # there a folder is there once it holds something
+                (target / "README").write_text(f"best/ was moved here since {reason}.\n")
+            best.rename(target / "best")
+            best.mkdir(exist_ok=True)
+        self._say(f"best/ holds an earlier model: {reason}; it is kept as {target / 'best'}.")
+        _on_all_hosts(True)  # nobody looks before it is moved
+        self._values.clear()
+        self._best.reload()
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

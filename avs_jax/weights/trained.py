@@ -82,7 +82,8 @@ def load_model(
 
     Args:
       which: "best" by validation ("latest" where none ran), "latest", or a step. Where the best or
-        latest cannot be read, the one before is taken and `say` is told.
+        latest cannot be read, the one before is taken and `say` is told. A model in best/ of
+        another run than checkpoints/ is not taken.
 
     Raises:
       NotFoundError: no such folder, no checkpoint in it, or not that step.
@@ -90,7 +91,7 @@ def load_model(
     """
     workdir = paths.absolute(directory)
     reasons = []
-    for folder, step in _find_steps(workdir, which):
+    for folder, step in _find_steps(workdir, which, say):
         try:
             return _load_step(folder, step)
         except errors.InputError:
@@ -152,13 +153,16 @@ def _find_averages(shapes: dict[str, PyTree], saved: Iterable[str]) -> dict[str,
     return {"ema": found} if names else {}
 
 
-def _find_steps(workdir: epath.Path, which: str) -> list[tuple[epath.Path, int]]:
+def _find_steps(
+    workdir: epath.Path, which: str, say: Callable[[str], None]
+) -> list[tuple[epath.Path, int]]:
     """Where `which` may be, the one to be preferred first: the best by value, then the latest."""
     found = {}
     for folder in ("best", "checkpoints"):
         path = workdir / folder
         steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
         found[folder] = [(path, step) for step in sorted(steps, reverse=True)]
+    found["best"] = _leave_others_out(found["best"], found["checkpoints"], say)
     found["best"].sort(key=lambda place: _read_value(*place), reverse=True)
     if not any(found.values()):
         raise errors.NotFoundError(
@@ -180,12 +184,33 @@ def _find_steps(workdir: epath.Path, which: str) -> list[tuple[epath.Path, int]]
     return matches
 
 
+def _leave_others_out(best: list, latest: list, say: Callable[[str], None]) -> list:
+    """Those of best/ that are of a run of checkpoints/; what cannot be read is nobody else's."""
+    runs = [meta for place in latest if (meta := _peek(*place))]
+    kept = []
+    for place in best:
+        meta = _peek(*place)
+        if not runs or not meta or any(is_same_run(meta, run) for run in runs):
+            kept.append(place)
+        else:
+            say(f"best/{place[1]} is of another run than checkpoints/ and is not taken.")
+    return kept
+
+
+def _peek(folder: epath.Path, step: int) -> dict | None:
+    """The `meta` of a checkpoint without its checks; None if it cannot be read."""
+    try:
+        meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
+        return meta if isinstance(meta["config"]["model"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _read_value(folder: epath.Path, step: int) -> float:
     """By what a model of best/ was kept; of one that cannot be read, less than any."""
     try:
-        meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
-        return float(meta["best"]["value"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float((_peek(folder, step) or {})["best"]["value"])
+    except (ValueError, KeyError, TypeError):
         return -math.inf
 
 
@@ -203,6 +228,17 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict:
 
 # Fields of `config.model` that make no other network of it: a run may go on with others.
 _HOW_IT_TRAINS = ("freeze_audio", "remat", "norm", "two_pass_variance")
+
+
+def is_same_run(one: dict, other: dict) -> bool:
+    """Whether two checkpoints are of one run, by their `meta`.
+
+    Those of versions that gave runs no name are where the fields that both models have are equal.
+    """
+    if one.get("run") or other.get("run"):
+        return one.get("run") == other.get("run")
+    a, b = one["config"]["model"], other["config"]["model"]
+    return all(a[name] == b[name] for name in a.keys() & b.keys() - {*_HOW_IT_TRAINS})
 
 
 def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str) -> None:

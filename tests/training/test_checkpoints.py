@@ -134,3 +134,47 @@ def test_best_is_kept_by_value(tmp_path):
     loaded = trained.load_model(str(tmp_path))
     assert loaded.step == 3
     assert same(loaded.variables["params"], make_state(3).params)
+
+
+def save_best(workdir, step, value, **fields):
+    checkpoints = Checkpoints(str(workdir), make_config(**fields))
+    checkpoints.save_if_best(make_state(step), "validation/miou", value)
+    checkpoints.close()
+
+
+def test_the_best_of_an_earlier_run_is_set_aside_when_nothing_is_restored(tmp_path):
+    save_best(tmp_path, 3, 0.9)
+    (tmp_path / "metrics.jsonl").write_text("figures\n")
+    said = []
+    checkpoints = Checkpoints(str(tmp_path), make_config(), say=said.append)
+    assert checkpoints.restore(make_state(0), make_iterator()) is None
+    assert checkpoints.best_step is None
+    assert checkpoints.save_if_best(make_state(1), "validation/miou", 0.1)  # of a worse run
+    checkpoints.close()
+    (before,) = tmp_path.glob("before-*")
+    assert said == [
+        "best/ holds an earlier model: there is no checkpoint to go on from; it is kept as "
+        f"{before / 'best'}."
+    ]
+    assert (before / "metrics.jsonl").read_text() == "figures\n"
+    assert trained.load_model(str(before)).step == 3  # of use as it was
+    assert trained.load_model(str(tmp_path)).step == 1
+
+
+def test_the_best_of_another_run_is_set_aside_when_a_run_goes_on(tmp_path, saved):
+    save_best(tmp_path, 5, 0.9)
+    restored, _ = restore(saved)
+    assert restored.step == 4
+    assert list((tmp_path / "best").iterdir()) == []
+    (before,) = tmp_path.glob("before-*")
+    assert trained.load_model(str(before)).step == 5
+
+
+def test_a_run_that_goes_on_is_the_same_run(saved):
+    checkpoints = Checkpoints(str(saved), make_config())
+    checkpoints.restore(make_state(0), make_iterator())
+    checkpoints.save_if_best(make_state(5), "validation/miou", 0.9)
+    checkpoints.close()
+    restore(saved)
+    assert [p.name for p in (saved / "best").iterdir()] == ["5"]
+    assert trained.load_model(str(saved)).step == 5

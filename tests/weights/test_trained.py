@@ -1,5 +1,7 @@
 """A run's model, read without training it."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,38 @@ def test_load_model_of_a_missing_step_names_those_there_are(saved):
 def test_load_model_of_an_empty_folder(tmp_path):
     with pytest.raises(errors.NotFoundError, match="no checkpoint under"):
         trained.load_model(str(tmp_path))
+
+
+def save_best(workdir, step):
+    checkpoints = Checkpoints(str(workdir), make_config())
+    checkpoints.save_if_best(make_state(step), "validation/miou", 0.5)
+    checkpoints.close()
+
+
+def test_the_best_model_of_another_run_is_not_taken(saved):
+    save_best(saved, 3)
+    said = []
+    assert trained.load_model(str(saved), "best", said.append).step == 4
+    assert said == ["best/3 is of another run than checkpoints/ and is not taken."]
+    with pytest.raises(errors.NotFoundError, match="there are: best, latest, 2, 4"):
+        trained.load_model(str(saved), "3", said.append)
+
+
+@pytest.mark.parametrize("dim, step", [(8, 3), (16, 4)])
+def test_of_runs_without_a_name_the_best_is_taken_where_the_models_are_alike(saved, dim, step):
+    save_best(saved, 3)
+    for path in saved.glob("*/*/meta/metadata"):
+        meta = json.loads(path.read_text())
+        del meta["run"]
+        if "best" in meta:
+            meta["config"]["model"]["dim"] = dim
+        path.write_text(json.dumps(meta))
+    assert trained.load_model(str(saved), "best", [].append).step == step
+
+
+def test_a_best_model_alone_is_taken(tmp_path):
+    save_best(tmp_path, 3)
+    assert trained.load_model(str(tmp_path)).step == 3
 
 
 def save_with_average(workdir, ema):
