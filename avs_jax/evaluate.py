@@ -47,6 +47,7 @@ from avs_jax import __version__, devices, errors
 from avs_jax.config import differences
 from avs_jax.data import load_class_names, open_split
 from avs_jax.devices import quiet_libraries
+from avs_jax.media.partial import removed_on_signals
 from avs_jax.models.forward import count_params
 from avs_jax.scoring import evaluators, modes, report, seeds, sounds, views
 from avs_jax.scoring.evaluators import ORACLE, Evaluator
@@ -59,6 +60,11 @@ FAMILIES = (*modes.MODES, "robust")
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
+    with removed_on_signals():
+        evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
     quiet_libraries()
     devices.start_jax(args.distributed)
     if args.original_size and args.distributed:

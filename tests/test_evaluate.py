@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from avs_jax import errors, evaluate
@@ -513,3 +516,44 @@ def test_unwritable_output_is_refused(run, tmp_path):
         "--output",
         str(tmp_path / "file"),
     )
+
+
+_HANGS = """
+import sys
+import numpy as np
+from avs_jax import evaluate
+from avs_jax.scoring.evaluators import Evaluator
+
+def hang(*_):
+    print("evaluating", flush=True)
+    np.linalg.eig(np.random.default_rng(0).normal(size=(6000, 6000)))  # in C++, as XLA compiles
+
+Evaluator.records = hang
+evaluate.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_within_seconds_and_leaves_nothing(run, tmp_path):
+    command = [sys.executable, "-c", _HANGS, "--checkpoint", run[0], "--output", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"evaluating\n"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=5) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert os.listdir(tmp_path) == []
+
+
+def test_figures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    report.write(epath.Path(tmp_path), {"miou": 0.5}, {}, "old")
+    before = {p.name: p.read_text() for p in tmp_path.iterdir()}
+
+    def stop(path, data):  # halfway through the file
+        with open(path, "wb") as file:
+            file.write(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", stop)
+    monkeypatch.setattr(pathlib.Path, "write_text", lambda p, text: stop(p, text.encode()))
+    with pytest.raises(KeyboardInterrupt):
+        report.write(epath.Path(tmp_path), {"miou": 0.7}, {}, "new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == before

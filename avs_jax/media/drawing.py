@@ -3,6 +3,7 @@
 Pictures are u8[h w 3] RGB arrays; `write_png` saves them.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avs_jax import errors
 from avs_jax.media import audio
+from avs_jax.media.partial import write_whole
 from avs_jax.types import Bool, Float, Int, UInt8
 
 # Of binary masks. Rare in nature and in films, and bright on light and dark ground.
@@ -413,4 +415,6 @@ def contact_sheet(
 def write_png(path: str | os.PathLike, picture: UInt8[np.ndarray, "h w *c"]) -> None:
     """Saves a picture (RGB) or a mask (one channel, mode L); its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, compress_level=1)
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, "PNG", compress_level=1)
+    write_whole(path, encoded.getvalue())

@@ -9,10 +9,15 @@ with removed_on_signals():  # a program's main
 
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
+
+from etils import epath
+
+from avs_jax import paths
 
 _PATIENCE = 3.0  # seconds until what does not react to a signal (XLA that compiles) is left behind
 _hidden: set[str] = set()
@@ -37,6 +42,21 @@ def remove(hidden: str) -> None:
     else:
         with contextlib.suppress(FileNotFoundError):
             os.remove(hidden)
+
+
+def write_whole(path: os.PathLike, data: str | bytes) -> None:
+    """Writes a file of which never a part is seen: `path` is as it was, or holds all of `data`."""
+    data = data.encode() if isinstance(data, str) else data
+    if paths.in_bucket(path):  # there objects are written whole
+        epath.Path(path).write_bytes(data)
+        return
+    hidden = hidden_name(os.fspath(path))
+    begin(hidden)
+    try:
+        pathlib.Path(hidden).write_bytes(data)
+        os.replace(hidden, path)
+    finally:
+        remove(hidden)
 
 
 @contextlib.contextmanager

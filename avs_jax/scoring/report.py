@@ -10,6 +10,7 @@ from etils import epath
 
 from avs_jax import errors
 from avs_jax.media.drawing import BINARY_COLOURS, palette, write_png
+from avs_jax.media.partial import write_whole
 from avs_jax.scoring import modes
 from avs_jax.scoring.records import Clip, Records
 from avs_jax.types import UInt8
@@ -106,10 +107,10 @@ def write(output: epath.Path, results: Mapping[str, Any], details: Mapping, text
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "results.json").write_text(json.dumps(results) + "\n")
-        (output / "results.md").write_text(text)
+        write_whole(output / "results.json", json.dumps(results) + "\n")
+        write_whole(output / "results.md", text)
         if details:
-            (output / "details.json").write_text(json.dumps(details, indent=1) + "\n")
+            write_whole(output / "details.json", json.dumps(details, indent=1) + "\n")
     except OSError as error:
         raise errors.not_writable("--output", output, error) from error
 

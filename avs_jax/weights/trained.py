@@ -160,6 +160,10 @@ def _find_steps(
     found = {}
     for folder in ("best", "checkpoints"):
         path = workdir / folder
+        if path.exists() and not path.is_dir():
+            raise errors.BadValueError(
+                f"{path} is a file, wanted a folder of checkpoints; move it away."
+            )
         steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
         found[folder] = [(path, step) for step in sorted(steps, reverse=True)]
     found["best"] = _leave_others_out(found["best"], found["checkpoints"], say)
