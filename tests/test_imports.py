@@ -151,7 +151,7 @@ def test_files_and_functions_are_short_enough_to_read(module):
         f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef)
-        and node.name not in ("main", "train")  # programs read top to bottom
+        and node.name not in ("main", "train", "run")  # programs read top to bottom
         and node.end_lineno - node.lineno + 1 > 80
     ]
     assert long == []
