@@ -116,7 +116,10 @@ def train(folder, cache, **fields):
     command = [sys.executable, "-m", "avs_jax.train", "--workdir", folder]
     command += ["--config", fields.pop("config")]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": cache}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+    }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
