@@ -43,10 +43,11 @@ class BatchNorm(nn.Module):
         shape = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", self.scale_init, shape, jnp.float32) if self.use_scale else 1.0
+        scale = self.param("scale", self.scale_init, shape, jnp.float32) if self.use_scale else None
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
 
-        y, mean, var = x, running_mean.value, running_var.value
+        wide = (1,) * (x.ndim - 1) + shape
+        y, mean, var = x, running_mean.value.reshape(wide), running_var.value.reshape(wide)
         if self.regime.norm != "frozen" and self.regime.trains(self.path, train):
             y, frame_mask = self._split(x, frame_mask)
             shift = jax.lax.stop_gradient(running_mean.value)
@@ -58,7 +59,11 @@ class BatchNorm(nn.Module):
                     if count is not None:  # a device whose clips are all padding has none
                         moved = jnp.where(count[0].reshape(()) > 0, moved, running.value)
                     running.value = moved
-        y = (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        # Shaped and ordered as in `nn.BatchNorm`, so that XLA rounds alike.
+        factor = jax.lax.rsqrt(var + self.epsilon)
+        if scale is not None:
+            factor *= scale.reshape(wide)
+        y = (y - mean) * factor + bias.reshape(wide)
         return y.reshape(x.shape).astype(self.dtype)
 
     def _split(self, x, frame_mask):
