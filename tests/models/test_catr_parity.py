@@ -94,9 +94,9 @@ def test_gradient_reaches_the_parameters_that_it_reaches_in_the_published_code(g
     assert set(gradients) == live
 
 
-# Ours in float64 differs from the published float32 by 1e-4 at most (but for ZERO). In float32 it is
-# rounding, enlarged by the squared fusions, and rounding is the processor's: the same program is off
-# by 1.2e-3 on a Zen 4 and by 4.9e-3 (the slope of a PReLU, next 4.5e-3) on a Sapphire Rapids. Twice.
+# Ours in float64 differs from the published float32 by 1e-4 at most (but for ZERO). In float32 it
+# is rounding, enlarged by the squared fusions, and rounding is the processor's: one program is off
+# by 1.2e-3 on a Zen 4 and by 4.9e-3 (a PReLU's slope, next 4.5e-3) on a Sapphire Rapids. Twice.
 GRADIENT_TOLERANCE = 1e-2
 # In the first layer every query has the same content (none), so that what they look at makes no
 # difference: the exact gradient is zero but for the bias, and what is stored is rounding.

@@ -1,0 +1,79 @@
+"""The program around a model: precision, names, a film from end to end."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from avs_jax import predict
+from avs_jax.media import video
+from avs_jax.models import get_model
+from avs_jax.weights import trained
+from tests.test_predict import make_film, read_masks
+
+
+@pytest.fixture
+def loaded(fill_variables):
+    """A small model that was never trained, at step 7."""
+    model = {
+        "name": "avesformer",
+        "backbone": "small_resnet",
+        "audio_backbone": "audio_cnn",
+        "num_classes": 1,
+    }
+    data = {"name": "sounding_shapes", "size": 32, "seconds": 2, "frame_offset": 0.5}
+    data["alignment"] = "paper"
+    config = ml_collections.FrozenConfigDict({"model": model, "data": data})
+    module = get_model(**model)
+    inputs = jnp.zeros((1, 2, 32, 32, 3)), jnp.zeros((1, 2, 96, 64))
+    variables = fill_variables(module, *inputs)
+    return trained.Loaded(config, module, variables, 7)
+
+
+@pytest.mark.parametrize(
+    ("step", "asked", "config", "expected"),
+    [
+        (7, None, None, "DEFAULT"),
+        (7, None, "highest", "HIGHEST"),
+        (7, "highest", None, "HIGHEST"),
+        (0, None, "default", "HIGHEST"),  # converted weights
+        (0, "default", None, "DEFAULT"),
+    ],
+)
+def test_program_is_lowered_with_the_precision(loaded, step, asked, config, expected):
+    config = dict(loaded.config) | ({"matmul_precision": config} if config else {})
+    loaded = loaded._replace(step=step, config=ml_collections.FrozenConfigDict(config))
+    forward = predict.compile_forward(loaded, asked)
+    inputs = jnp.zeros((1, 2, 32, 32, 3), np.uint8), jnp.zeros((1, 32_000)), jnp.ones((1, 2), bool)
+    lines = jax.jit(forward).lower(*inputs).as_text().splitlines()
+    convolutions = [line for line in lines if "stablehlo.convolution" in line]
+    assert len(convolutions) > 10
+    assert all(expected in line for line in convolutions)
+
+
+def test_program_segments_a_film_with_a_model(tmp_path, loaded, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "open_model", lambda directory, which, config: loaded)
+    monkeypatch.setattr(predict.devices, "start_jax", lambda: None)
+    path = make_film(tmp_path / "a.mp4", seconds=3)
+    arguments = ["--checkpoint", "run", "--output", "out.mp4", "--masks", "masks"]
+    monkeypatch.chdir(tmp_path)
+    predict.main([path, *arguments])
+    assert video.probe("out.mp4").has_audio
+    masks = read_masks(tmp_path / "masks")
+    assert list(masks) == ["000000.500.png", "000001.500.png", "000002.500.png"]
+    assert all(set(np.unique(mask).tolist()) <= {0, 255} for mask in masks.values())
+    printed = capsys.readouterr().out
+    assert "avesformer of run, step 7" in printed
+    assert "x real time" in printed
+
+
+@pytest.mark.parametrize(
+    ("data", "num_classes", "last"),
+    [("avsbench", 71, "woman"), ("sounding_shapes", 11, "engine star"), ("avsbench", 1, None)],
+)
+def test_class_names_are_the_data_set_s(data, num_classes, last):
+    config = {"model": {"num_classes": num_classes}, "data": {"name": data}}
+    loaded = trained.Loaded(ml_collections.FrozenConfigDict(config), None, {}, 0)
+    names = loaded.class_names
+    assert (None if last is None else (len(names), names[-1])) == (last and (num_classes, last))
