@@ -44,7 +44,7 @@ def remove(hidden: str) -> None:
             os.remove(hidden)
 
 
-def write_whole(path: os.PathLike, data: str | bytes) -> None:
+def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
     """Writes a file of which never a part is seen: `path` is as it was, or holds all of `data`."""
     data = data.encode() if isinstance(data, str) else data
     if paths.in_bucket(path):  # there objects are written whole
