@@ -25,7 +25,7 @@ class Regime:
     devices: that share a batch, for norm="per_device".
     two_pass_variance: the variance as the mean of (x - mean)^2. False: in the same pass as the
       mean, from x less the running mean, so that few digits cancel once that has come near. Two
-      passes are the exacter, and cost two more all-reduces per BatchNorm (4 instead of 2 with the
+      passes are the exacter, and cost one more all-reduce per BatchNorm (3 instead of 2 with the
       backward pass) where a batch lies on several devices. None: two on CPUs, where the published
       numbers of this repository come from, one elsewhere.
     frozen: module paths such as "audio_backbone" or "backbone/layer1_0", which run as in evaluation
