@@ -40,6 +40,10 @@ def start_jax(distributed: bool = False) -> None:
         variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
         given = {k: int(os.environ[v]) for k, v in variables.items() if v in os.environ}
         jax.distributed.initialize(**given)
+    if jax.default_backend() == "cpu":
+        # Caches that XLA keeps for GPUs: their path is a part of each program's key, so that a
+        # folder that was moved, or is mounted elsewhere, would hit nothing.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

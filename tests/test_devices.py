@@ -1,5 +1,9 @@
 """The mesh and batches on it, on eight forced CPU devices."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -22,3 +26,25 @@ def test_clips_are_split_over_all_devices():
     mesh = devices.make_mesh(fsdp=2)
     x = jax.device_put(jnp.zeros((16, 3)), devices.batch_sharding(mesh))
     assert {shard.data.shape for shard in x.addressable_shards} == {(2, 3)}
+
+
+def test_a_compile_cache_that_was_moved_is_still_hit(tmp_path):
+    program = (
+        "import jax, jax.numpy as jnp\n"
+        "from avs_jax import devices\n"
+        "devices.start_jax()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "hits = []\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))\n"
+        "jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8)))\n"
+        "print(sum(name == '/jax/compilation_cache/cache_hits' for name in hits))\n"
+    )
+
+    def hits(cache):
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        command = [sys.executable, "-c", program]
+        return int(subprocess.run(command, env=environment, stdout=-1, check=True).stdout)
+
+    assert hits(tmp_path / "here") == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert hits(tmp_path / "there") > 0

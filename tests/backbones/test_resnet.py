@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from avs_jax.backbones import get_backbone
 from avs_jax.backbones.resnet import ResidualBlock, max_pool
@@ -59,6 +60,26 @@ def test_resnet18_equals_torchvisions_arithmetic(torch, fill_variables):
     for ours, theirs in zip(jax.jit(module.apply)(variables, x), expected, strict=True):
         theirs = np.moveaxis(theirs.numpy(), 1, -1)
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * theirs.std() + 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 3), (1, 1, 2, 3)])
+def test_max_pool_of_slices_is_that_of_windows(shape):
+    x = jnp.float32(np.random.default_rng(0).normal(size=shape))
+
+    def pool_windows(x):
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+    def value_and_gradient(pool):
+        y, pull = jax.vjp(lambda x: pool(nn.relu(x)), x)
+        return y, pull(jnp.arange(y.size, dtype=y.dtype).reshape(y.shape))[0]
+
+    ours, windows = value_and_gradient(max_pool), value_and_gradient(pool_windows)
+    jax.tree.map(np.testing.assert_array_equal, ours, windows)
+
+
+def test_max_pool_lets_nan_through():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(jnp.nan)
+    np.testing.assert_array_equal(np.isnan(max_pool(x))[0, :, :, 0], [[True, False], [False] * 2])
 
 
 def test_max_pool_pads_with_minus_infinity():
