@@ -1,0 +1,262 @@
+"""Write a model as one file that runs without avs_jax: from pictures and sound to probabilities.
+
+    avs-jax export WORKDIR --output FILE.npz
+    avs-jax export CONVERTED --config configs/pcmanet.py:subset=s4 --output FILE.npz
+
+FILE holds a `jax.export` program (StableHLO for CPU, CUDA and TPU) and its weights. Normalisation,
+resizing and log-mel are inside. To run it, jax and flatbuffers are enough:
+
+    import jax, numpy as np
+    from jax import export
+
+    with np.load("FILE.npz") as file:
+        program = export.deserialize(bytearray(file["program"]))
+        weights = {name: file[name] for name in file.files if "/" in name}
+    segment = jax.jit(program.call)
+    probabilities = segment(weights, frames, waveform)
+
+    frames         u8[b t h w 3]   RGB, one a second; t h w are fixed, b is free (--batch fixes it)
+    waveform       f32[b s]        16 kHz, mono, -1 to 1; s = 16000 t
+    probabilities  f32[b t h w 1]  of sounding; f32[b t h w k] over classes (0 = background) on AVSS
+
+str(file["manifest"]) is a JSON text: shapes, classes, versions, checksums. A program with a free
+batch made by a newer jax may need that jax; --batch makes one that older ones open, too.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from avs_jax import __version__, devices, errors
+from avs_jax.backbones import get_normalization
+from avs_jax.media.audio import SAMPLE_RATE
+from avs_jax.media.partial import removed_on_signals, write_whole
+from avs_jax.models.forward import make_forward
+from avs_jax.types import Array, Float, UInt8
+from avs_jax.weights import open_model
+from avs_jax.weights.converted import flatten, unflatten
+from avs_jax.weights.trained import Loaded
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Of probabilities, between the program that was written and the model it comes from: both are
+# compiled from the same operations, in another order at most.
+TOLERANCE = 1e-4
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    with removed_on_signals():
+        devices.quiet_libraries()
+        devices.start_jax()
+        loaded = open_model(args.model, args.which, args.config)
+        data = loaded.config.data
+        size, seconds = args.size or data.size, args.seconds or data.seconds
+        weights = half(loaded) if args.half else flatten(jax.tree.map(np.asarray, loaded.variables))
+        program = export_program(loaded, weights, args.batch, seconds, size)
+        difference = check(program, loaded, weights, args.batch or 2)
+        manifest = describe(loaded, program, weights, args) | {"largest_difference": difference}
+        write(args.output, program, weights, manifest)
+    print(
+        f"{args.output}: {loaded.config.model.name} of {args.model}, step {loaded.step}, "
+        f"{os.path.getsize(args.output) / 1e6:.1f} MB, for {', '.join(PLATFORMS)}; opened again "
+        f"and run here, it differs from the model by {difference:.0e} at most."
+    )
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m avs_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="WORKDIR of a run, or converted weights")
+    add("--config", metavar="FILE[:ARGS]", help="the config that converted weights are for")
+    add("--which", default="best", help="best, latest or a step (default: best)")
+    add("--output", required=True, metavar="FILE", help="the .npz file to write")
+    add("--batch", type=int, metavar="B", help="clips in a call (default: any number)")
+    add("--size", type=int, metavar="PIXELS", help="side of the frames (default: the data's)")
+    add("--seconds", type=int, metavar="T", help="length of a clip (default: the data's)")
+    add("--half", action="store_true", help="keep weights in float16: half the size")
+    args = parser.parse_args(argv)
+    for name in ("batch", "size", "seconds"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise errors.BadValueError(f"--{name}={value}: wanted 1 or more.")
+    if not args.output.endswith(".npz"):
+        raise errors.BadValueError(f"--output {args.output}: wanted a name that ends with .npz.")
+    folder = os.path.dirname(os.path.abspath(args.output))
+    if not os.path.isdir(folder):
+        raise errors.NotFoundError(f"--output {args.output}: there is no folder {folder}.")
+    return args
+
+
+def half(loaded: Loaded) -> dict[str, np.ndarray]:
+    """Flat weights in float16.
+
+    Raises:
+      BadValueError: one is beyond float16's range.
+    """
+    weights = flatten(jax.tree.map(np.asarray, loaded.variables))
+    limit = float(np.finfo(np.float16).max)
+    for name, value in weights.items():
+        largest = float(np.abs(value).max(initial=0.0))
+        if largest > limit:
+            raise errors.BadValueError(
+                f"--half: {name} holds {largest:.3g}, float16 ends at {limit:.0f}; leave out "
+                "--half."
+            )
+    return {name: value.astype(np.float16) for name, value in weights.items()}
+
+
+def make_segment(loaded: Loaded) -> Callable:
+    """`segment(weights, frames, waveform)` -> probabilities, as the module's docstring says."""
+    data = loaded.config.data
+    forward = make_forward(
+        loaded.model,
+        normalization=get_normalization(loaded.config.model.backbone),
+        size=data.size,
+        alignment=data.alignment,
+    )
+
+    def segment(
+        weights: Mapping[str, Array],
+        frames: UInt8[Array, "b t h w 3"],
+        waveform: Float[Array, "b s"],
+    ) -> Float[Array, "b t h w k"]:
+        variables = unflatten({name: x.astype(jnp.float32) for name, x in weights.items()})
+        frame_mask = jnp.ones(frames.shape[:2], bool)
+        batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
+        with jax.default_matmul_precision(loaded.matmul_precision):
+            logits = forward(variables, batch).astype(jnp.float32)
+        return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
+
+    return segment
+
+
+def export_program(
+    loaded: Loaded,
+    weights: Mapping[str, np.ndarray],
+    batch: int | None,
+    seconds: int,
+    size: int,
+) -> jax_export.Exported:
+    """The model as a program for every platform; `batch` None: of any number of clips."""
+    (b,) = jax_export.symbolic_shape("b") if batch is None else (batch,)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
+    frames = jax.ShapeDtypeStruct((b, seconds, size, size, 3), jnp.uint8)
+    waveform = jax.ShapeDtypeStruct((b, seconds * SAMPLE_RATE), jnp.float32)
+    export = jax_export.export(jax.jit(make_segment(loaded)), platforms=PLATFORMS)
+    return export(shapes, frames, waveform)
+
+
+def serialize(program: jax_export.Exported) -> bytearray:
+    """Its bytes.
+
+    Raises:
+      NotFoundError: flatbuffers is not installed.
+    """
+    try:
+        return program.serialize()
+    except ImportError as error:
+        raise errors.NotFoundError(
+            "jax.export needs flatbuffers, which is not installed: "
+            'pip install "avs_jax[export]" or pip install flatbuffers.'
+        ) from error
+
+
+def check(
+    program: jax_export.Exported,
+    loaded: Loaded,
+    weights: Mapping[str, np.ndarray],
+    clips: int,
+) -> float:
+    """Opens the program from its bytes, runs it and the model on the same noise.
+
+    Returns the largest difference of a probability.
+
+    Raises:
+      BadValueError: it is more than TOLERANCE: such a program is not to be used.
+    """
+    frames, waveform = program.in_avals[-2:]
+    rng = np.random.default_rng(0)
+    noise = (
+        rng.integers(0, 256, (clips, *frames.shape[1:]), dtype=np.uint8),
+        rng.normal(0, 0.1, (clips, *waveform.shape[1:])).astype(np.float32),
+    )
+    reopened = jax_export.deserialize(serialize(program))
+    found = np.asarray(jax.jit(reopened.call)(dict(weights), *noise))
+    wanted = np.asarray(jax.jit(make_segment(loaded))(dict(weights), *noise))
+    difference = float(np.abs(found - wanted).max())
+    if not difference <= TOLERANCE:
+        raise errors.BadValueError(
+            f"the exported program differs from the model by {difference:.2g}, allowed are "
+            f"{TOLERANCE}: not written. Please report it with the versions of jax and jaxlib."
+        )
+    return difference
+
+
+def describe(
+    loaded: Loaded,
+    program: jax_export.Exported,
+    weights: Mapping[str, np.ndarray],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """The manifest."""
+    *_, frames, waveform = program.in_avals
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weights[name]).tobytes())
+    return {
+        "model": dict(loaded.config.model),
+        "from": os.fspath(args.model),
+        "step": loaded.step,
+        "inputs": {
+            "frames": f"u8{list(map(str, frames.shape))}",
+            "waveform": f"f32{list(map(str, waveform.shape))}",
+        },
+        "output": f"f32{list(map(str, program.out_avals[0].shape))}",
+        "sample_rate": SAMPLE_RATE,
+        "classes": loaded.class_names,
+        "platforms": list(program.platforms),
+        "weights": {"count": sum(x.size for x in weights.values()), "sha256": digest.hexdigest()},
+        "program_sha256": hashlib.sha256(serialize(program)).hexdigest(),
+        "versions": {
+            "avs_jax": __version__,
+            "jax": jax.__version__,
+            "calling_convention": program.calling_convention_version,
+            "python": sys.version.partition(" ")[0],
+        },
+    }
+
+
+def write(
+    path: str | os.PathLike,
+    program: jax_export.Exported,
+    weights: Mapping[str, np.ndarray],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Writes the file: whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        program=np.frombuffer(serialize(program), np.uint8),
+        manifest=np.array(json.dumps(manifest)),
+        **weights,
+    )
+    write_whole(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    errors.run_program(main)
