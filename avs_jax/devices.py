@@ -9,6 +9,7 @@ otherwise.
 import os
 import sys
 from collections.abc import Sequence
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 import jax
@@ -22,6 +23,9 @@ def quiet_libraries() -> None:
     """Keeps the info lines of orbax, grain and absl off the console; --verbosity=0 shows them."""
     if not any(argument.startswith("--verbosity") for argument in sys.argv):
         logging.set_verbosity(logging.WARNING)
+        # At the end of a process it tells of each array that orbax could not write, some hundred
+        # times after the program's own last line; the error itself has been raised by then.
+        getLogger("asyncio").setLevel(CRITICAL)
 
 
 def start_jax(distributed: bool = False) -> None:

@@ -5,9 +5,11 @@ the builtin ones, so that library users catch them as usual, while programs prin
 2 instead of a stack trace (`AVS_JAX_TRACEBACK=1` shows it all the same).
 """
 
+import contextlib
+import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 
 class InputError(Exception):
@@ -58,6 +60,38 @@ def check_writable(option: str, folder: os.PathLike) -> None:
         probe.unlink(missing_ok=True)  # another process's probe has the same name
     except failures as error:
         raise not_writable(option, folder, error) from error
+
+
+_FULL = {errno.ENOSPC: "no space left on device", errno.EDQUOT: "disk quota exceeded"}
+
+
+@contextlib.contextmanager
+def told_of_full_disk(option: str, folder: os.PathLike, cure: str) -> Iterator[None]:
+    """In its body a full disk, whatever a library makes of it, becomes an error of one line.
+
+    Args:
+      option, folder: see `not_writable`. cure: what to do once there is room.
+
+    Raises:
+      BadValueError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if reason := _find_full_disk(error):
+            raise BadValueError(f"{option} {folder}: {reason}; make room. {cure}") from error
+        raise
+
+
+def _find_full_disk(error: BaseException | None) -> str | None:
+    """What a full disk is called, if an error or one that led to it is of that; or None."""
+    if error is None:
+        return None
+    for number, reason in _FULL.items():
+        if getattr(error, "errno", None) == number or reason in str(error).lower():
+            return reason
+    led = (error.__cause__, error.__context__, *getattr(error, "exceptions", ()))
+    return next(filter(None, map(_find_full_disk, led)), None)
 
 
 def run_program(main: Callable, *args) -> None:

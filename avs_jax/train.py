@@ -12,8 +12,7 @@ On several hosts start the same command on each with --distributed.
 
 import functools
 import operator
-import signal
-import threading
+import sys
 import time
 from collections import deque
 
@@ -30,6 +29,7 @@ from avs_jax.backbones import get_normalization
 from avs_jax.config import check_fields, read_config
 from avs_jax.data import load_class_names, open_split, pipeline, transforms
 from avs_jax.devices import quiet_libraries
+from avs_jax.media.partial import write_whole
 from avs_jax.models import get_loss
 from avs_jax.models.forward import count_params, init_shapes
 from avs_jax.scoring.evaluators import Evaluator, split_name
@@ -40,6 +40,7 @@ from avs_jax.training.logs import Logs
 from avs_jax.training.pictures import ValidationPictures
 from avs_jax.training.profiling import Profile
 from avs_jax.training.progress import MAX_IN_FLIGHT, Progress
+from avs_jax.training.stopping import Stop, StoppedError
 from avs_jax.weights import merge_init, trained
 from avs_jax.weights.trained import build_model
 
@@ -54,9 +55,9 @@ def main(argv):
         raise errors.BadValueError(f"unknown argument {argv[1]!r}; see --help.")
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise errors.BadValueError("--config FILE[:arguments] and --workdir DIR are needed.")
-    stop = threading.Event()
+    stop = Stop()
     if not _DISTRIBUTED.value:  # else jax.distributed has its own handler
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        stop.listen()
     train(_CONFIG.value, _WORKDIR.value, _DISTRIBUTED.value, stop, _PROFILE.value)
 
 
@@ -66,8 +67,9 @@ def train(config, workdir, distributed=False, stop=None, profile_steps=0):
     mesh = devices.make_mesh(config.fsdp)
     check_config(config, mesh)
     workdir = make_workdir(workdir)
-    with lock.hold(workdir) as held:
-        run(config, workdir, mesh, held, stop or threading.Event(), profile_steps)
+    cure = "The same command goes on from the last checkpoint."
+    with errors.told_of_full_disk("--workdir", workdir, cure), lock.hold(workdir) as held:
+        run(config, workdir, mesh, held, stop or Stop(), profile_steps)
 
 
 def run(config, workdir, mesh, held, stop, profile_steps):
@@ -162,7 +164,7 @@ def run(config, workdir, mesh, held, stop, profile_steps):
         return
     logs.rewind(start)
     if jax.process_index() == 0:
-        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+        write_whole(workdir / "config.json", config.to_json(indent=2) + "\n")
 
     # ---------------------------------------------------------------- steps, compiled ahead
     normalization = get_normalization(config.model.backbone)
@@ -220,10 +222,21 @@ def run(config, workdir, mesh, held, stop, profile_steps):
         on_masks=pictures.note if config.eval.pictures else None,
     )
 
+    def leave():  # SIGTERM in an evaluation that does not react
+        checkpoints.wait()
+        logs.say("SIGTERM: the evaluation is left; the same command goes on from the saved step")
+        logs.close()
+        if held:
+            held.release()
+
     def validate(step, train_state):
         """Scores the model and keeps it if it is a best one; whether training ends early."""
-        with jax.default_matmul_precision(config.matmul_precision):
-            scores = dict(evaluator.run(train_state.variables()))
+        precision = jax.default_matmul_precision(config.matmul_precision)
+        try:
+            with precision, stop.leave_within_seconds(leave):
+                scores = dict(evaluator.run(train_state.variables(), stop.until_set))
+        except StoppedError:
+            return False
         checkpoints.save_if_best(train_state, score_name(config), float(scores[score_name(config)]))
         logs.write(step, scores)
         logs.say(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
@@ -249,7 +262,7 @@ def run(config, workdir, mesh, held, stop, profile_steps):
     )
     recent_ids = deque(maxlen=config.log_every + MAX_IN_FLIGHT + 1)
     profile = Profile(logs.folder / "tensorboard", start, profile_steps, logs.say)
-    for step in range(start + 1, 0 if early else steps + 1):
+    for step in range(start + 1, 0 if early or stop.is_set() else steps + 1):
         batch, ids = pipeline.to_device(next(batches), clips)
         batch = {name: batch[name] for name in batch_shapes}
         recent_ids.append((step, ids))
@@ -281,7 +294,7 @@ def run(config, workdir, mesh, held, stop, profile_steps):
             checkpoints.save(train_state, batches)
         if evaluate:  # of what is saved: a kill meanwhile loses nothing
             early = validate(step, train_state)
-            stopping = early or (stop.is_set() and not last)
+            stopping = early or stop.is_set()
         if save or traced:
             progress.resume()
         if stopping:
@@ -381,6 +394,9 @@ def stops_early(config, step: int, best_step: int | None) -> bool:
     return step // config.eval.every - best_step // config.eval.every >= config.early_stop
 
 
+_WANTED = "wanted a {} of a run; move it away, or use another --workdir."
+
+
 def make_workdir(workdir: str) -> epath.Path:
     """Creates the folder; raises BadValueError where nothing can be written."""
     if workdir.startswith("s3://"):
@@ -390,6 +406,12 @@ def make_workdir(workdir: str) -> epath.Path:
         )
     path = paths.absolute(workdir)
     errors.check_writable("--workdir", path)
+    for name in ("checkpoints", "best", "broken", "tensorboard"):
+        if (path / name).exists() and not (path / name).is_dir():
+            raise errors.BadValueError(f"{path / name} is a file, {_WANTED.format('folder')}")
+    for name in ("metrics.jsonl", "config.json", "lock.json"):
+        if (path / name).is_dir():
+            raise errors.BadValueError(f"{path / name} is a folder, {_WANTED.format('file')}")
     return path
 
 
@@ -423,6 +445,8 @@ def parse_flags(argv):
         check_fields(read_config(spec), fields)
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # --help, which absl ends with 1
+        sys.exit(0)
     except flags.Error as error:
         raise errors.BadValueError(f"{error} (see --help)") from error
 

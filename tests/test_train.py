@@ -48,7 +48,8 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
     """`run(workdir, steps, devices=1, **fields)` -> a started train program."""
-    cache = str(tmp_path_factory.mktemp("xla"))  # what one run compiled, the next one reuses
+    # What one run compiled, the next one reuses.
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("xla"))
 
     def start(
         workdir,

@@ -21,6 +21,7 @@ from etils import epath
 from tqdm import tqdm
 
 from avs_jax import paths
+from avs_jax.media.partial import write_whole
 from avs_jax.types import UInt8
 
 _COPY_EVERY = 30.0  # seconds; Google allows one write of an object a second
@@ -79,7 +80,7 @@ class Logs:
             lines = self._here.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= step]
             if len(kept) < len(lines):
-                self._here.write_text("".join(kept))
+                write_whole(self._here, "".join(kept))
 
     def flush(self) -> None:
         """Returns when all that was written is where it belongs."""
