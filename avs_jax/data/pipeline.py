@@ -11,7 +11,11 @@ wait for its results.
 """
 
 import math
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import connection
 
 import grain
 import jax
@@ -67,9 +71,26 @@ def _batch_by_processes(
     if not flags.FLAGS.is_parsed():  # grain reads its own flags before it starts a process
         flags.FLAGS.mark_as_parsed()
     batches = clips.batch(batch_size, drop_remainder=True, batch_fn=collate)
+    options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
     return batches.to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    ).mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    ).mp_prefetch(options, worker_init_fn=_end_with_parent)
+
+
+def _end_with_parent(*_) -> None:
+    """In a worker: whatever becomes of the program, `kill -9` too, its readers end with it.
+
+    Else they would wait for ever, with the memory of their batches, and whoever reads the program's
+    output would wait for them.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait():
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def _apply(dataset: grain.MapDataset, transforms: Sequence) -> grain.MapDataset:
@@ -107,6 +128,10 @@ class TrainBatches(grain.DatasetIterator):
 
     def __next__(self) -> dict:
         batch = next(self._batches)
+        if self._num_workers:
+            # Arrays of workers are shared memory, which is given back once nothing refers to it. On
+            # a CPU JAX does not copy them, and may still refer to the last ones when Python ends.
+            batch = {name: np.array(value) for name, value in batch.items()}
         self._position += self._batch_size
         return batch
 

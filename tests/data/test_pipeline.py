@@ -1,7 +1,10 @@
 """From random access to batches on devices."""
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import grain
 import jax
@@ -14,6 +17,8 @@ from hypothesis import strategies as st
 from avs_jax import data, errors
 from avs_jax.data import pipeline, transforms
 from tests.data.tiny import build_tiny
+
+ROOT = Path(__file__).parents[2]
 
 
 class Clips:
@@ -330,3 +335,25 @@ def test_impossible_evaluation_batches_are_refused():
         pipeline.eval_batches(Clips(0), batch_size=1)
     with pytest.raises(errors.BadValueError, match="is random"):
         pipeline.eval_batches(Clips(2), batch_size=1, transforms=[transforms.Flip()])
+
+
+def start_reader(how):
+    """A program that takes batches of a reader process, as training does."""
+    command = [sys.executable, "-m", "tests.data.reading", how]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_a_program_with_reader_processes_ends_without_a_word():
+    reader = start_reader("to the end")
+    output, said = reader.communicate(timeout=120)
+    assert reader.returncode == 0, said
+    assert output == "[1, 2, 3]\n"
+    assert said == ""
+
+
+def test_reader_processes_end_with_a_program_that_is_killed():
+    reader = start_reader("until killed")
+    assert reader.stdout.readline() == "reading\n"
+    reader.kill()
+    reader.communicate(timeout=20)  # comes back once nobody holds the pipes
