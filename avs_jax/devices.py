@@ -9,7 +9,7 @@ otherwise.
 import os
 import sys
 from collections.abc import Sequence
-from logging import CRITICAL, getLogger
+from logging import CRITICAL, LogRecord, getLogger
 from pathlib import Path
 
 import jax
@@ -23,9 +23,23 @@ def quiet_libraries() -> None:
     """Keeps the info lines of orbax, grain and absl off the console; --verbosity=0 shows them."""
     if not any(argument.startswith("--verbosity") for argument in sys.argv):
         logging.set_verbosity(logging.WARNING)
-        # At the end of a process it tells of each array that orbax could not write, some hundred
-        # times after the program's own last line; the error itself has been raised by then.
+        # What orbax could not write it raises; besides it is told by asyncio, for each array and
+        # after the program's own last line, and by its threads, with their stack traces.
         getLogger("asyncio").setLevel(CRITICAL)
+        logging.get_absl_logger().addFilter(_without_trace_of_orbax)
+        sys.excepthook = _tell_unless_loop_is_closed
+
+
+def _tell_unless_loop_is_closed(kind, error, trace) -> None:
+    """TensorStore's threads bring results of writing to who has given up after the first error."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _without_trace_of_orbax(record: LogRecord) -> bool:
+    if "orbax" in record.pathname:
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def start_jax(distributed: bool = False) -> None:

@@ -10,6 +10,7 @@ where a stopped or killed run left off, bit for bit. SIGTERM saves a checkpoint 
 On several hosts start the same command on each with --distributed.
 """
 
+import contextlib
 import functools
 import operator
 import sys
@@ -68,11 +69,15 @@ def train(config, workdir, distributed=False, stop=None, profile_steps=0):
     check_config(config, mesh)
     workdir = make_workdir(workdir)
     cure = "The same command goes on from the last checkpoint."
-    with errors.told_of_full_disk("--workdir", workdir, cure), lock.hold(workdir) as held:
-        run(config, workdir, mesh, held, stop or Stop(), profile_steps)
+    with (
+        errors.told_of_full_disk("--workdir", workdir, cure),
+        lock.hold(workdir) as held,
+        contextlib.ExitStack() as at_end,
+    ):
+        run(config, workdir, mesh, held, stop or Stop(), profile_steps, at_end)
 
 
-def run(config, workdir, mesh, held, stop, profile_steps):
+def run(config, workdir, mesh, held, stop, profile_steps, at_end):
     started = time.monotonic()
 
     # ---------------------------------------------------------------- what is written
@@ -105,6 +110,7 @@ def run(config, workdir, mesh, held, stop, profile_steps):
         num_workers=config.data.num_workers,
         shard=shard,
     )
+    at_end.callback(batches.close)  # readers end now, and not with a warning when Python does
     clips = devices.batch_sharding(mesh)
 
     # ---------------------------------------------------------------- model and state
@@ -260,6 +266,7 @@ def run(config, workdir, mesh, held, stop, profile_steps):
         rates=jax.device_get(jax.vmap(schedule)(jnp.arange(steps))),
         seconds_before=trained.last_value(logs.path, "train/seconds") or 0.0,
     )
+    at_end.callback(progress.close)  # before an error is told: its line is the last one
     recent_ids = deque(maxlen=config.log_every + MAX_IN_FLIGHT + 1)
     profile = Profile(logs.folder / "tensorboard", start, profile_steps, logs.say)
     for step in range(start + 1, 0 if early or stop.is_set() else steps + 1):
@@ -287,7 +294,6 @@ def run(config, workdir, mesh, held, stop, profile_steps):
         if held:
             held.check()
         if progress.bad_step is not None:
-            progress.close()
             raise not_finite(progress.bad_step, recent_ids, checkpoints)
         if save:
             logs.flush()
@@ -302,7 +308,6 @@ def run(config, workdir, mesh, held, stop, profile_steps):
             logs.say(f"no better than at step {checkpoints.best_step}: done" if early else sigterm)
             break
     progress.close()
-    batches.close()  # readers end now, and not with a warning at the end of the process
     checkpoints.close()
     logs.close()
 

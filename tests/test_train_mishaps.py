@@ -1,65 +1,55 @@
 """What befalls a train program: killed and gone on elsewhere, stopped, a full disk."""
 
-import json
+import functools
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from absl import app
 
 from avs_jax import errors, train
 from avs_jax.weights import trained
-from tests.test_train import ROOT, data_dir, finish, losses, run  # noqa: F401 (fixtures)
+from tests.data.tiny import build_tiny
+from tests.faults.runs import finish, read_clips, read_log, start
 
 
-def clips(workdir):
-    """{step: ids of its clips}; a step that was done again had the same ones."""
-    found = {}
-    for line in (workdir / "clips.jsonl").read_text().splitlines():
-        step, ids = json.loads(line)
-        assert found.setdefault(step, ids) == ids
-    return found
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """`run(workdir, steps, ...)` -> a started train program, see `start`."""
+    data_dir = build_tiny(tmp_path_factory.mktemp("data"), clips=(20, 4, 4))
+    return functools.partial(start, data_dir=data_dir)
 
 
 @pytest.mark.slow
-def test_killed_in_mid_epoch_it_goes_on_with_other_readers_and_devices(
-    run,  # noqa: F811
-    tmp_path,
-    monkeypatch,
-):
-    fields = {"checkpoint_every": 1, "eval.every": 100, "batch_size": 6}  # of 16 clips
+def test_killed_in_mid_epoch_it_goes_on_with_other_readers_and_devices(run, tmp_path):
+    fields = {"checkpoint_every": 1, "eval.every": 100, "batch_size": 8}  # of 20 clips
     fields |= {"program": "tests.training.told_train", "steps": 5}
     finish(run(tmp_path / "whole", **fields))
     parts = tmp_path / "parts"
-    for kill_at, workers, devices in ((2, 1, 1), (3, 0, 2), (5, 2, 1)):
-        monkeypatch.setenv("KILL_AT", str(kill_at))
-        changed = fields | {"data.num_workers": workers, "devices": devices}
-        finish(run(parts, **changed), -signal.SIGKILL)
-    monkeypatch.delenv("KILL_AT")
-    output = finish(run(parts, **(fields | {"data.num_workers": 1, "devices": 2})))
-    assert "going on at step 4" in output
-    assert clips(parts) == clips(tmp_path / "whole")
-    expected = losses(tmp_path / "whole")
-    found = losses(parts)
-    assert sorted(found) == sorted(expected) == [1, 2, 3, 4, 5]
-    np.testing.assert_allclose([found[i] for i in expected], list(expected.values()), rtol=1e-5)
+    killed = {"data.num_workers": 2, "environment": {"KILL_AT": "4"}}
+    finish(run(parts, **fields, **killed), -signal.SIGKILL)
+    output = finish(run(parts, devices=2, **fields, **{"data.num_workers": 1}))
+    assert "going on at step 3" in output
+    assert read_clips(parts) == read_clips(tmp_path / "whole")
+    expected, found = (read_log(x, "train/loss") for x in (tmp_path / "whole", parts))
+    assert [step for step, _ in found] == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["lasts", "hangs"])
-def test_sigterm_in_an_evaluation_ends_it_within_seconds(
-    run,  # noqa: F811
-    tmp_path,
-    monkeypatch,
-    how,
-):
-    monkeypatch.setenv("KILLED_TRAIN", how)
-    fields = {"program": "tests.training.killed_train", "checkpoint_every": 100}
-    process = run(tmp_path, steps=100, **fields)
+def test_sigterm_in_an_evaluation_ends_it_within_seconds(run, tmp_path, how):
+    process = run(
+        tmp_path,
+        steps=100,
+        program="tests.training.killed_train",
+        environment={"KILLED_TRAIN": how},
+        **{"checkpoint_every": 100, "eval.every": 4},
+    )
     while "evaluating" not in (line := process.stdout.readline()):
         assert line, "the run ended"
     began = time.monotonic()
@@ -70,14 +60,14 @@ def test_sigterm_in_an_evaluation_ends_it_within_seconds(
     assert os.listdir(tmp_path / "checkpoints") == ["4"]
     assert os.listdir(tmp_path / "best") == []
     assert {"lock.json", ".writable"}.isdisjoint(os.listdir(tmp_path))
-    assert sorted(losses(tmp_path)) == [1, 2, 3, 4]
+    assert [step for step, _ in read_log(tmp_path, "train/loss")] == [1, 2, 3, 4]
 
 
 def test_help_ends_with_0():
-    command = [sys.executable, "-m", "avs_jax.train", "--help"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "--workdir" in ended.stdout
+    app.define_help_flags()  # as app.run does
+    with pytest.raises(SystemExit) as ended:
+        train.parse_flags(["train", "--help"])
+    assert ended.value.code == 0
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "best", "broken", "tensorboard"])
@@ -120,9 +110,9 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [4096 * 30, 1_500_000])  # for the log alone; for one checkpoint
-def test_a_full_disk_is_told_in_the_last_line(run, small_disk, size):  # noqa: F811
-    workdir = small_disk(size)
+def test_a_full_disk_is_told_in_the_last_line(run, small_disk):
+    workdir = small_disk(160_000)  # room for a checkpoint
     output = finish(run(workdir, steps=500, **{"eval.every": 1000}), code=2)
     last = output.strip().splitlines()[-1]
     assert last.startswith(f"ValueError: --workdir {workdir}: no space left on device; make room.")
+    assert "Traceback" not in output
