@@ -20,8 +20,9 @@ mkdir -p "$dest/packages"
 dest=$(cd "$dest" && pwd)
 packages=$dest/packages
 
+# shellcheck source-path=SCRIPTDIR
 source "$(dirname -- "$0")/environment.sh"
-[ -n "${PYTHON:-}" ] || prepare_environment # PYTHON: an interpreter that has avs_jax already
+[ -n "${PYTHON:-}" ] || prepare_environment "" # PYTHON: an interpreter that has avs_jax already
 python=$(command -v "${PYTHON:-python}")
 
 # fetch FILE COMMAND...: runs the command in DEST/packages unless FILE is there. What fails is told by
