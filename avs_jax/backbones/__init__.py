@@ -51,6 +51,9 @@ SOUND_BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "audio_cnn": AudioCNN,
 }
 BACKBONES = PICTURE_BACKBONES | SOUND_BACKBONES
+# Made with this `num_classes` they have their published classifier, `classify`: of ImageNet's and
+# AudioSet's classes, as numbered in data/evidence.py.
+CLASSIFIERS = {"efficientnet_lite0": 1000, "yamnet": 521}
 
 # ImageNet, RGB in [0, 1]: what the published picture backbones were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

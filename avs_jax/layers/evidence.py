@@ -4,6 +4,9 @@ For each row a of a table (`data.evidence.Table`): s_a is the score of its sound
 G_a the probability, in every cell of the picture classifier's last map, of what makes that sound.
 """
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,3 +56,55 @@ def evidence_map(
     best, total, deaf = product.max(axis=-1), product.sum(axis=-1), sources.max(axis=-1)
     stacked = jnp.stack([best, total, deaf], axis=-1)
     return jnp.sqrt(jnp.clip(stacked, 0.0, 1.0))  # rounding may leave 1 + 1e-7
+
+
+class EvidenceReader(nn.Module):
+    """Evidence as a decoder takes it, and how far it is to be believed, which is learnt.
+
+    Where a picture holds what makes the sound, and holds it in some cells only, the others are
+    discounted: by the logarithm of their evidence over the best cell's, times a trust of the frame.
+    Where no cell holds it (small things are not seen in cells of 32 pixels), all are alike and none
+    is discounted, but for a bias of the frame. Trust and bias are read off the frame's maxima and
+    means: few numbers, which mean the same in pictures of any kind.
+    """
+
+    dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, evidence: Float[Array, "n h w 3"], heard: Float[Array, "n r"]
+    ) -> tuple[Float[Array, "n h w d"], Float[Array, "n h w 1"]]:
+        """`evidence_map`, and `weigh_sounds` -> maps to be added, and what logits are to get."""
+        best = evidence[..., :1]
+        peak = best.max((1, 2), keepdims=True)
+        # 0.001: evidence below it is none
+        denied = jnp.log((jnp.square(best) + 1e-3) / (jnp.square(peak) + 1e-3))  # -6.9 .. 0
+        inputs = [evidence, denied / 3, jnp.broadcast_to(peak, best.shape)]
+        x = jnp.concatenate(inputs, axis=-1).astype(self.dtype)
+        x = jax.nn.gelu(nn.Conv(self.dim, (1, 1), dtype=self.dtype, name="conv1")(x))
+        maps = nn.Conv(self.dim, (1, 1), dtype=self.dtype, name="conv2")(x)
+
+        loudest = jnp.sqrt(heard.max(-1, keepdims=True))
+        frame = [evidence.max((1, 2)), evidence.mean((1, 2)), loudest, denied.mean((1, 2)) / 3]
+        y = jax.nn.gelu(nn.Dense(16, name="frame1")(jnp.concatenate(frame, axis=-1)))
+        trust, bias = jnp.split(nn.Dense(2, name="frame2")(y)[:, None, None, :], 2, axis=-1)
+        # Little trust at first (softplus(-2) = 0.13): the rest has to learn, too.
+        return maps, jax.nn.softplus(trust - 2.0) * denied + bias
+
+
+def discount_logits(
+    logits: Float[Array, "n h w k"], discount: Float[Array, "n h w 1"]
+) -> Float[Array, "n h w k"]:
+    """Adds the discount to the logit of "it sounds". Of a softmax over classes the background,
+    class 0, gets it with the other sign."""
+    if logits.shape[-1] == 1:
+        return logits + discount
+    return logits.at[..., :1].add(-discount)
+
+
+def mark_nothing(logits: Float[Array, "n h w k"]) -> Float[Array, "n h w k"]:
+    """Logits of a mask without a pixel, of probability 2e-9 everywhere."""
+    if logits.shape[-1] == 1:
+        return jnp.full_like(logits, -20.0)
+    return jnp.zeros_like(logits).at[..., 0].set(20.0)

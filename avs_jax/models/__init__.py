@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from avs_jax import errors
-from avs_jax.backbones import get_backbone
+from avs_jax.backbones import CLASSIFIERS, get_backbone
 from avs_jax.layers.regime import Regime
 from avs_jax.layers.remat import read_remat
 from avs_jax.models import avesformer, catr, pcmanet
@@ -59,7 +59,8 @@ def get_model(
       **fields: further fields of the model's module.
 
     Raises:
-      UnknownNameError: unknown model, backbone, field, dtype, norm or remat.
+      UnknownNameError: unknown model, backbone, field, dtype, norm or remat; with evidence a
+        backbone that is no classifier.
     """
     _, network = _find(name)
     known = {f.name for f in dataclasses.fields(network)} - {"parent", "name", "regime"}
@@ -71,14 +72,23 @@ def get_model(
     remat = read_remat(remat)
     regime = Regime(norm, norm_devices, two_pass_variance, tuple(frozen))
     common = {"dtype": jnp.dtype(dtype), "regime": regime}
+    heads = [{}, {}]
+    if fields.get("evidence"):
+        heads = [{"num_classes": _count_classes(which)} for which in (backbone, audio_backbone)]
     return network(
-        backbone=get_backbone(backbone, remat=remat, **common),
-        audio_backbone=get_backbone(audio_backbone, **common),
+        backbone=get_backbone(backbone, remat=remat, **common, **heads[0]),
+        audio_backbone=get_backbone(audio_backbone, **common, **heads[1]),
         num_classes=num_classes,
         remat=remat,
         **common,
         **fields,
     )
+
+
+def _count_classes(backbone: str) -> int:
+    if backbone not in CLASSIFIERS:
+        raise errors.unknown_name("backbone for evidence", backbone, CLASSIFIERS)
+    return CLASSIFIERS[backbone]
 
 
 def get_loss(name: str) -> Callable:

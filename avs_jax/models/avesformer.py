@@ -24,7 +24,12 @@ The paper's two observations, and the fields that switch their cures off:
 Published scores (mIoU, of the paper, not of this code): S4 79.9, MS3 57.9, AVSS 31.2.
 
 Our choices: positions, norms, widths of neck and head, PQG depth; the auxiliary heads (`num_tags`,
-`num_semantic`, off by default) are not of the paper.
+`num_semantic`, off by default) are not of the paper. Nor is what makes a small network of it on two
+pretrained classifiers, off by default too (configs/avesformer.py:size=lite): `standardise`,
+`refine`, `audio_hidden`, `sound_drop`, and evidence, which brings the classifiers' names together:
+
+    ImageNet's classes in each cell of C5 x AudioSet's of the second -> evidence [n h/32 w/32 3]
+    evidence -> maps that are added before the late stages, and a discount on the logits
 """
 
 import functools
@@ -35,10 +40,20 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax import errors
+from avs_jax.data.evidence import make_table
 from avs_jax.layers import losses
 from avs_jax.layers.attention import FeedForward, MultiHeadAttention
 from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
-from avs_jax.layers.frames import run_backbone
+from avs_jax.layers.evidence import (
+    EvidenceReader,
+    discount_logits,
+    evidence_map,
+    look_for_sources,
+    mark_nothing,
+    weigh_sounds,
+)
+from avs_jax.layers.frames import flatten_clips, run_backbone
+from avs_jax.layers.norm import BatchNorm
 from avs_jax.layers.positions import sine_positions_2d
 from avs_jax.layers.regime import Regime
 from avs_jax.layers.remat import rematerialised
@@ -52,7 +67,7 @@ _layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Neck(nn.Module):
-    """Pyramid -> one map at 1/8 (or 1/16), and the lateral C2 for the head.
+    """Pyramid -> one map at 1/8 (or 1/16), and the laterals C2 and C3 for the head.
 
     Per level a 1x1 convolution and GroupNorm; the levels are summed from C5 down.
     """
@@ -60,23 +75,38 @@ class Neck(nn.Module):
     dim: int
     norm_groups: int
     stride: int
+    fine: tuple[int, ...]  # widths of C3 and C2, where they are for the head alone
+    standardise: bool
+    regime: Regime
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, pyramid: tuple[Array, ...]) -> tuple[Array, Array]:
+    def __call__(
+        self,
+        pyramid: tuple[Array, ...],
+        train: bool = False,
+        frame_mask: Bool[Array, "n"] | None = None,
+    ) -> tuple[Array, Array, Array]:
         def norm(x, name):
             return _group_norm(self.norm_groups, dtype=self.dtype, name=name)(x)
 
+        widths = dict(zip((3, 2), self.fine, strict=False))
         lateral = []
         for level, maps in enumerate(pyramid, start=2):
-            x = nn.Conv(self.dim, (1, 1), dtype=self.dtype, name=f"lateral_c{level}")(maps)
+            if self.standardise:
+                standard = BatchNorm(
+                    self.regime, use_scale=False, dtype=self.dtype, name=f"standard_c{level}"
+                )
+                maps = standard(maps, train, frame_mask)
+            width = widths.get(level, self.dim)
+            x = nn.Conv(width, (1, 1), dtype=self.dtype, name=f"lateral_c{level}")(maps)
             lateral.append(norm(x, f"lateral_c{level}_norm"))
         c2, c3, c4, c5 = lateral
         x = c4 + resize_bilinear(c5, c4.shape[1:3])
         if self.stride == 8:
             x = c3 + resize_bilinear(x, c3.shape[1:3])
         x = nn.Conv(self.dim, (3, 3), dtype=self.dtype, name="smooth")(x)
-        return norm(x, "smooth_norm"), c2
+        return norm(x, "smooth_norm"), c2, c3
 
 
 class PromptQueryGenerator(nn.Module):
@@ -175,13 +205,50 @@ class Head(nn.Module):
         return nn.Conv(self.num_classes, (1, 1), name="logits")(x.astype(jnp.float32))
 
 
+class RefiningHead(nn.Module):
+    """Decoder map at 1/16 + laterals C3 and C2 -> logits at 1/4, step by step.
+
+    Widths fall as maps grow; coarse maps are narrowed before they are enlarged.
+    """
+
+    refine: tuple[int, int]  # widths at 1/8 and at 1/4
+    last_width: int
+    num_classes: int
+    norm_groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n h w d"],
+        c2: Float[Array, "n h4 w4 d2"],
+        c3: Float[Array, "n h2 w2 d3"],
+    ) -> Float[Array, "n h4 w4 k"]:
+        for width, lateral, stride in zip(self.refine, (c3, c2), (8, 4), strict=True):
+            x = nn.Conv(width, (1, 1), dtype=self.dtype, name=f"narrow{stride}")(x)
+            x = jnp.concatenate([resize_bilinear(x, lateral.shape[1:3]), lateral], axis=-1)
+            x = nn.Conv(width, (3, 3), dtype=self.dtype, name=f"conv{stride}")(x)
+            norm = _group_norm(self.norm_groups, dtype=self.dtype, name=f"norm{stride}")
+            x = jax.nn.relu(norm(x))
+        x = jax.nn.gelu(nn.Conv(self.last_width, (3, 3), dtype=self.dtype, name="last")(x))
+        # Most pixels are silent: the first steps need not learn that. Float32 as in `Head`.
+        rare = nn.initializers.constant(-2.0)
+        logits = nn.Conv(self.num_classes, (1, 1), bias_init=rare, name="logits")
+        return logits(x.astype(jnp.float32))
+
+
 @flax.struct.dataclass
 class Seen:
-    """What the picture alone gives: maps [n h/8 w/8 d] and c2 [n h/4 w/4 d]; size = (h, w)."""
+    """What the picture alone gives: maps [n h/8 w/8 d] and c2 [n h/4 w/4 d]; size = (h, w).
+
+    For a refining head also c3 [n h/8 w/8 d3]; for evidence sources [n h/32 w/32 rows].
+    """
 
     maps: PyTree
     c2: PyTree
     size: tuple[int, int] = flax.struct.field(pytree_node=False)
+    c3: PyTree = None
+    sources: PyTree = None
 
 
 class AVESFormer(nn.Module):
@@ -201,6 +268,13 @@ class AVESFormer(nn.Module):
     decoder_stride: int = 8  # or 16
     head_widths: tuple[int, int] = (256, 128)
     norm_groups: int = 32
+    # Of the small network, not of the paper:
+    standardise: bool = False  # each channel of the pyramid, which may be linear and of any size
+    refine: tuple[int, ...] = ()  # (48, 24): a RefiningHead of these widths at 1/8 and 1/4
+    audio_hidden: int = 0  # width of a layer between sound and token; 0: none
+    sound_drop: float = 0.0  # of training's seconds have no audio token: evidence must do
+    evidence: bool = False  # needs backbones with their classifiers
+    silence: float = 0.0  # no row of the evidence's table heard above this: nothing is marked
     mask_padded_frames: bool = True  # they stay out of batch statistics (ours: no code published)
     num_tags: int = 0  # auxiliary heads, training only; not of the paper
     num_semantic: int = 0
@@ -213,8 +287,24 @@ class AVESFormer(nn.Module):
             raise errors.BadValueError(
                 f"decoder_stride={self.decoder_stride} is not possible; use 8 or 16."
             )
+        if self.refine and (len(self.refine) != 2 or self.decoder_stride != 16):
+            raise errors.BadValueError(
+                f"refine={self.refine} with decoder_stride={self.decoder_stride}: wanted widths at "
+                "1/8 and 1/4, with decoder_stride=16; or () for none."
+            )
         dtype = self.dtype
-        self.neck = Neck(self.dim, self.norm_groups, self.decoder_stride, dtype=dtype)
+        self.neck = Neck(
+            self.dim,
+            self.norm_groups,
+            self.decoder_stride,
+            self.refine,
+            self.standardise,
+            self.regime,
+            dtype=dtype,
+        )
+        if self.audio_hidden:
+            self.audio_norm = _layer_norm(dtype=dtype)
+            self.audio_dense = nn.Dense(self.audio_hidden, dtype=dtype)
         self.audio_token = nn.Dense(self.dim, dtype=dtype)
         self.pqg = PromptQueryGenerator(
             self.num_prompts, self.pqg_layers, self.num_heads, self.pqg_hidden, dtype=dtype
@@ -225,7 +315,16 @@ class AVESFormer(nn.Module):
         late_stage = rematerialised(LateStage, self.remat)
         for i in range(self.late_stages):
             setattr(self, f"late{i}", late_stage(self.num_heads, self.late_hidden, dtype=dtype))
-        self.head = Head(self.head_widths, self.num_classes, self.norm_groups, dtype=dtype)
+        if self.refine:
+            last_width = self.head_widths[1]
+            self.head = RefiningHead(
+                self.refine, last_width, self.num_classes, self.norm_groups, dtype=dtype
+            )
+        else:
+            self.head = Head(self.head_widths, self.num_classes, self.norm_groups, dtype=dtype)
+        if self.evidence:
+            self.table = make_table()
+            self.reader = EvidenceReader(self.dim, dtype=dtype)
         self.auxiliary = AuxiliaryHeads(self.num_tags, self.num_semantic)
 
     def __call__(
@@ -254,12 +353,7 @@ class AVESFormer(nn.Module):
         train: bool = False,
     ) -> Seen:
         """What the picture alone gives, whatever the sound: up to the decoder's early stages."""
-        exists = frame_mask if self.mask_padded_frames else None
-        pyramid = run_backbone(self.backbone, frames, exists, train)
-        x, c2 = self.neck(pyramid)
-        for i in range(self.early_stages):
-            x = getattr(self, f"early{i}")(x)
-        return Seen(x, c2, frames.shape[2:4])
+        return self._see(self.look(frames, frame_mask, train), frame_mask, train)
 
     def decide(
         self,
@@ -269,22 +363,95 @@ class AVESFormer(nn.Module):
         train: bool = False,
     ) -> dict[str, Array]:
         """What was seen, and log-mel patches -> as `__call__`."""
-        exists = frame_mask if self.mask_padded_frames else None
-        sound = run_backbone(self.audio_backbone, log_mel, exists, train)
-        tokens = self.pqg(self.audio_token(sound)[:, None])
+        heard = self.listen(log_mel, frame_mask, train)
+        return self._decide(seen, heard, log_mel.shape[0], train)
 
-        n, rows, columns, dim = seen.maps.shape
-        x = seen.maps.reshape(n, rows * columns, dim)
+    def look(
+        self,
+        frames: Float[Array, "b t h w 3"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        """What the picture backbone gives: "c2" .. "c5" [b*t ...], with evidence also "sources"."""
+        exists = frame_mask if self.mask_padded_frames else None
+        pyramid = run_backbone(self.backbone, frames, exists, train)
+        looked = {f"c{level}": maps for level, maps in enumerate(pyramid, start=2)}
+        if self.evidence:
+            cells = self.backbone.classify(pyramid[-1])
+            looked["sources"] = look_for_sources(cells, self.table.members)
+        return looked
+
+    def listen(
+        self,
+        log_mel: Float[Array, "b t 96 64"],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        """What the sound backbone gives: "sound" [b*t d], with evidence also "rows" [b*t r]."""
+        exists = frame_mask if self.mask_padded_frames else None
+        heard = {"sound": run_backbone(self.audio_backbone, log_mel, exists, train)}
+        if self.evidence:
+            scores = self.audio_backbone.classify(heard["sound"])
+            heard["rows"] = weigh_sounds(scores, self.table.sounds, self.table.weights)
+        return heard
+
+    def decide_features(
+        self,
+        features: dict[str, Float[Array, "b t ..."]],
+        frame_mask: Bool[Array, "b t"] | None = None,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        """As `__call__`, from what `look` and `listen` gave before, in any type of floats."""
+        num_clips = features["sound"].shape[0]
+        flat = {name: flatten_clips(x).astype(self.dtype) for name, x in features.items()}
+        return self._decide(self._see(flat, frame_mask, train), flat, num_clips, train)
+
+    def _see(self, looked, frame_mask, train) -> Seen:
+        exists = None
+        if self.mask_padded_frames and frame_mask is not None:
+            exists = frame_mask.reshape(-1)
+        pyramid = tuple(looked[f"c{level}"] for level in range(2, 6))
+        x, c2, c3 = self.neck(pyramid, train, exists)
+        for i in range(self.early_stages):
+            x = getattr(self, f"early{i}")(x)
+        size = tuple(4 * side for side in pyramid[0].shape[1:3])
+        return Seen(x, c2, size, c3 if self.refine else None, looked.get("sources"))
+
+    def _decide(self, seen, heard, num_clips, train) -> dict[str, Array]:
+        sound = heard["sound"]
+        if self.audio_hidden:
+            sound = jax.nn.relu(self.audio_dense(self.audio_norm(sound)))
+        token = self.audio_token(sound)[:, None]
+        if train and self.sound_drop:
+            kept = jax.random.bernoulli(
+                self.make_rng("dropout"), 1 - self.sound_drop, (len(token), 1, 1)
+            )
+            token = jnp.where(kept, token, 0.0)
+        tokens = self.pqg(token)
+
+        x, discount = seen.maps, None
+        if self.evidence:
+            found = evidence_map(seen.sources, heard["rows"])
+            maps, discount = self.reader(found, heard["rows"])
+            x = x + resize_bilinear(maps, x.shape[1:3])
+        n, rows, columns, dim = x.shape
+        x = x.reshape(n, rows * columns, dim)
         positions = sine_positions_2d(rows, columns, dim).reshape(-1, dim).astype(x.dtype)
         for i in range(self.late_stages):
             x = getattr(self, f"late{i}")(x, tokens, positions)
         x = x.reshape(n, rows, columns, dim)
 
-        logits = resize_bilinear(self.head(x, seen.c2), seen.size)
-        b, t = log_mel.shape[:2]
-        outputs = {"logits": logits.reshape(b, t, *logits.shape[1:])}
+        fine = (seen.c2, seen.c3) if self.refine else (seen.c2,)
+        logits = self.head(x, *fine)
+        if discount is not None:
+            logits = discount_logits(logits, resize_bilinear(discount, logits.shape[1:3]))
+        logits = resize_bilinear(logits, seen.size)
+        if self.evidence and self.silence and not train:
+            heard_at_all = heard["rows"].max(-1) >= self.silence
+            logits = jnp.where(heard_at_all[:, None, None, None], logits, mark_nothing(logits))
+        outputs = {"logits": logits.reshape(num_clips, -1, *logits.shape[1:])}
         if train or self.is_initializing():
-            outputs |= self.auxiliary(sound, seen.maps, b)
+            outputs |= self.auxiliary(sound, seen.maps, num_clips)
         return outputs
 
 
