@@ -41,6 +41,7 @@ from avs_jax.training.logs import Logs
 from avs_jax.training.pictures import ValidationPictures
 from avs_jax.training.profiling import Profile
 from avs_jax.training.progress import MAX_IN_FLIGHT, Progress
+from avs_jax.training.remembered import Remembered
 from avs_jax.training.stopping import Stop, StoppedError
 from avs_jax.weights import merge_init, trained
 from avs_jax.weights.trained import build_model
@@ -94,18 +95,23 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
     # ---------------------------------------------------------------- data
     shard = (jax.process_index(), jax.process_count())
     source = open_split(config.data.name, config.data.subset, "train", config.data.data_dir)
+    augment = transforms.train_transforms(config.data.size, **config.data.augment.to_dict())
     if source.seconds != config.data.seconds:
         raise errors.BadValueError(
             f"data.seconds={config.data.seconds}, but clips of {config.data.name}/"
             f"{config.data.subset} have {source.seconds}; use that, or choose the subset after the "
             "config's colon."
         )
+    memory = None
+    if config.remember.clips:
+        memory = Remembered(config, source, workdir)
+        source = memory
     steps = config.steps or max(config.epochs * len(source) // config.batch_size, 1)
     batches = pipeline.train_batches(
         source,
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
-        transforms=transforms.train_transforms(config.data.size, **config.data.augment.to_dict()),
+        transforms=() if memory else augment,
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
         shard=shard,
@@ -138,6 +144,8 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
         sharding_rules=config.sharding_rules,
     )
     learning, _ = freezing.split(params, frozen.params)
+    if memory:
+        memory.check(frozen)
     numbers = f"{count_params(params):,} parameters, of which {count_params(learning):,} learn"
     logs.say(f"{config.model.name}: {numbers}")
 
@@ -174,11 +182,15 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
 
     # ---------------------------------------------------------------- steps, compiled ahead
     normalization = get_normalization(config.model.backbone)
+    if memory:
+        memory.fill(model, train_state.variables(), normalization, logs.say)
     model_loss = functools.partial(get_loss(config.model.name), **config.loss.to_dict())
     size_schedule = config.size_schedule or ((0, config.data.size),)
     batch_shapes = state.batch_shapes(
         config.batch_size, config.data.seconds, config.data.size, clips
     )
+    if memory:
+        batch_shapes = memory.shapes(config.batch_size, clips)
     shardings = jax.tree.map(lambda x: x.sharding, state_shapes)
     compiled = {}
     for first, size in size_schedule:

@@ -101,7 +101,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.augment.gain_db = (0.0, 0.0)  # of the sound
     config.data.augment.gain_chance = 0.5
 
-    config.batch_size = 8  # clips a step, over all devices
+    # What frozen backbones give for that many clips, computed once; 0: as clips are read, always.
+    config.remember = ml_collections.ConfigDict()  # see avs_jax/training/remembered.py
+    config.remember.clips = 0
+    config.remember.takes = 1  # sounds for each picture, of data that can give several
+    config.remember.folder = ""  # where; "": WORKDIR/remembered
+
+    config.batch_size = 8  # clips a step, over all devices; of what is remembered, seconds
     config.epochs = 30  # passes over the training split, unless `steps` is set
     config.steps = placeholder(int)
     config.accumulate = 1  # parts a batch is worked through in

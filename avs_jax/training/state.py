@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from avs_jax.layers import losses
 from avs_jax.models.forward import example_inputs, model_inputs
-from avs_jax.training import freezing
+from avs_jax.training import freezing, remembered
 from avs_jax.training.freezing import NOTHING, Frozen
 from avs_jax.training.rules import Rules
 from avs_jax.training.sharding import state_shardings
@@ -69,7 +69,10 @@ def place_like(tree: PyTree, like: PyTree) -> PyTree:
 def batch_shapes(
     batch_size: int, seconds: int, size: int, sharding: NamedSharding
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The part of the batch contract that a train step reads, as shapes to compile for."""
+    """The part of the batch contract that a train step reads, as shapes to compile for.
+
+    Of remembered features instead: see `remembered.Remembered.shapes`.
+    """
     b, t = batch_size, seconds
     shapes = {
         "frames": ((b, t, size, size, 3), jnp.uint8),
@@ -174,17 +177,27 @@ def make_train_step(
     """
 
     def apply(variables, batch, rng):
-        frames, log_mel = model_inputs(
-            batch["frames"], batch["waveform"], normalization, size, alignment, batch["frame_mask"]
-        )
+        if "frames" in batch:
+            method = None
+            inputs = model_inputs(
+                batch["frames"],
+                batch["waveform"],
+                normalization,
+                size,
+                alignment,
+                batch["frame_mask"],
+            )
+        else:
+            method = "decide_features"
+            inputs = (remembered.features_of(batch),)
         outputs, updates = model.apply(
             variables,
-            frames,
-            log_mel,
+            *inputs,
             batch["frame_mask"],
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": rng},
+            method=method,
         )
         return outputs, updates.get("batch_stats", {})
 

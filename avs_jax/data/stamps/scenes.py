@@ -176,7 +176,7 @@ class Scenes:
         chances = _COUNTS if self.split == "train" else _COUNTS_HELD_OUT
         count = min(1 + _choose(rng, chances), len(names))
         order = [names[i] for i in rng.permutation(len(names))]
-        voiced = {"quiet": 0.0, "plain": _VOICED}.get(kind, _VOICED_BESIDE)
+        voiced = _chance_to_sound(kind)
         things = []
         for i, name in enumerate(order[:count]):
             if i and self.pools.silent and rng.random() < _SILENT_THING:
@@ -185,27 +185,58 @@ class Scenes:
             if name != classes.SILENT and rng.random() < voiced:
                 voices = self._draw_voices(rng, self.pools.sounds[name], _ON)
             things.append(self._draw_thing(rng, name, voices, strong))
-        outside = []
-        if kind == "absent" and count < len(order):
-            outside.append(self._draw_voices(rng, self.pools.sounds[order[count]], 0.9))
-        if kind == "speech" and self.pools.speech:
-            outside.append(self._draw_voices(rng, self.pools.speech, 0.9))
-        if self.pools.noises and rng.random() < _NOISE:
-            outside.append(self._draw_voices(rng, self.pools.noises, 0.8))
+        offscreen = self._draw_outside(rng, kind, order[count] if count < len(order) else None)
         room = mixing.Room.draw(rng) if rng.random() < _ROOM else mixing.Room()
         return Plan(
             key=key,
             kind=kind,
             things=tuple(things),
-            offscreen=tuple(
-                tuple(voice for voice in second if voice) for second in zip(*outside, strict=True)
-            )
-            or ((),) * SECONDS,
+            offscreen=offscreen,
             camera=self._draw_camera(rng, strong),
             room=room,
             level=mixing.gain(rng.uniform(-10, 6)),
             hiss=mixing.gain(20 * rng.uniform(-4.5, -2.6)),
         )
+
+    def retake(self, plan: Plan, take: int) -> Plan:
+        """The same pictures with other sounds; take 0 is the plan's own.
+
+        A picture met with several sounds does not tell which of its things sound.
+        """
+        if not take:
+            return plan
+        rng = np.random.default_rng((*plan.key, 3_000_000 + take))
+        kind = list(_KINDS)[_choose(rng, tuple(_KINDS.values()))]
+        things = []
+        for thing in plan.things:
+            voices = (None,) * SECONDS
+            if thing.name != classes.SILENT and rng.random() < _chance_to_sound(kind):
+                voices = self._draw_voices(rng, self.pools.sounds[thing.name], _ON)
+            things.append(dataclasses.replace(thing, voices=voices))
+        seen = {thing.name for thing in plan.things}
+        absent = [name for name in sorted(self.pools.pictures) if name not in seen]
+        heard = absent[int(rng.integers(len(absent)))] if absent else None
+        return dataclasses.replace(
+            plan,
+            kind=kind,
+            things=tuple(things),
+            offscreen=self._draw_outside(rng, kind, heard),
+            room=mixing.Room.draw(rng) if rng.random() < _ROOM else mixing.Room(),
+            level=mixing.gain(rng.uniform(-10, 6)),
+            hiss=mixing.gain(20 * rng.uniform(-4.5, -2.6)),
+        )
+
+    def _draw_outside(self, rng, kind: str, absent: str | None) -> tuple:
+        """What is heard in each second of a clip and not seen; `absent`: a class to be heard."""
+        outside = []
+        if kind == "absent" and absent is not None:
+            outside.append(self._draw_voices(rng, self.pools.sounds[absent], 0.9))
+        if kind == "speech" and self.pools.speech:
+            outside.append(self._draw_voices(rng, self.pools.speech, 0.9))
+        if self.pools.noises and rng.random() < _NOISE:
+            outside.append(self._draw_voices(rng, self.pools.noises, 0.8))
+        seconds = zip(*outside, strict=True)
+        return tuple(tuple(filter(None, second)) for second in seconds) or ((),) * SECONDS
 
     def _draw_thing(self, rng, name: str, voices: tuple, strong: bool) -> Thing:
         files = self.pools.silent if name == classes.SILENT else self.pools.pictures[name]
@@ -322,12 +353,18 @@ class Scenes:
             jpegs.append(jpeg)
             instances.append(mask)
         instances = np.stack(instances)
-        ids = np.array([0, *(classes.CLASSES.index(thing.name) for thing in plan.things)], np.uint8)
+        label = self.label(plan, instances)
+        return Clip(jpegs, label, _ids(plan)[instances], instances, self.record(plan))
+
+    def label(
+        self, plan: Plan, instances: UInt8[np.ndarray, "t h w"]
+    ) -> UInt8[np.ndarray, "t h w"]:
+        """The classes of what sounds, where it is seen."""
         label = np.zeros_like(instances)
         for second in range(SECONDS):
             on = [0, *(i * (t.voices[second] is not None) for i, t in enumerate(plan.things, 1))]
-            label[second] = ids[np.array(on)][instances[second]]
-        return Clip(jpegs, label, ids[instances], instances, self.record(plan))
+            label[second] = _ids(plan)[np.array(on)][instances[second]]
+        return label
 
     def _cutout(self, thing: Thing) -> UInt8[np.ndarray, "h w 4"]:
         largest = thing.pose.size * math.sqrt(max(thing.growth, 1 / thing.growth)) * self.size
@@ -388,6 +425,16 @@ class Scenes:
         rng = np.random.default_rng((*plan.key, 2_000_000))
         hiss = plan.hiss * rng.standard_normal(len(sound))
         return mixing.finish(plan.room.apply(sound), hiss, plan.level)
+
+
+def _chance_to_sound(kind: str) -> float:
+    """Of a thing in a clip of that kind."""
+    return {"quiet": 0.0, "plain": _VOICED}.get(kind, _VOICED_BESIDE)
+
+
+def _ids(plan: Plan) -> UInt8[np.ndarray, "n"]:
+    """Class of each thing by its number; 0 is the background."""
+    return np.array([0, *(classes.CLASSES.index(thing.name) for thing in plan.things)], np.uint8)
 
 
 def _choose(rng: np.random.Generator, chances: tuple[float, ...]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from avs_jax import errors
 from avs_jax.data.stamps.media import MANIFEST, Media
 from avs_jax.data.stamps.painting import decode_jpeg
-from avs_jax.data.stamps.scenes import SECONDS, Scenes
+from avs_jax.data.stamps.scenes import SECONDS, Clip, Plan, Scenes
 
 SIZE = 224
 # Clips of each split; of training a number that no run uses up.
@@ -59,12 +59,25 @@ class StampsSource:
 
     def __getitem__(self, index) -> dict:
         """An example of the batch contract; raises IndexError beyond the last."""
+        return self.takes(index, 1)[0]
+
+    def takes(self, index: int, count: int) -> list[dict]:
+        """`count` examples of the same pictures: clip `index`, and with other sounds."""
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {self!r}")
         index %= len(self)
         plan = self.scenes.plan(index)
         clip = self.scenes.render(plan)
+        examples = [self._make_example(index, plan, clip)]
+        for take in range(1, count):
+            other = self.scenes.retake(plan, take)
+            sound = self.scenes.record(other).astype(np.float32) / np.float32(32768)
+            label = self.scenes.label(other, clip.instances)
+            examples.append(examples[0] | {"waveform": sound, "label": label})
+        return examples
+
+    def _make_example(self, index: int, plan: Plan, clip: Clip) -> dict:
         every = np.ones(SECONDS, bool)
         return {
             "frames": np.stack([decode_jpeg(jpeg) for jpeg in clip.jpegs]),
