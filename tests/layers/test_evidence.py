@@ -8,7 +8,13 @@ from PIL import Image
 from avs_jax.backbones import get_backbone, get_normalization
 from avs_jax.convert import from_torch
 from avs_jax.data.evidence import ROWS, Row, make_table
-from avs_jax.layers.evidence import evidence_map, look_for_sources, weigh_sounds
+from avs_jax.layers.evidence import (
+    EvidenceReader,
+    discount_logits,
+    evidence_map,
+    look_for_sources,
+    weigh_sounds,
+)
 from avs_jax.media import audio
 from avs_jax.weights.tensorflow_files import read_bundle
 from avs_jax.weights.torch_files import read_torch_file
@@ -106,3 +112,34 @@ def test_real_dog_is_found_by_a_real_bark(torch, media):
     assert bark > 0.9
     assert moo < 0.5 * bark  # a cow is heard as an animal, too
     assert trumpet < 0.2
+
+
+def read(found, heard=0.5):
+    """Discounts of an `EvidenceReader`, without the bias of a frame."""
+    found = jax.numpy.asarray(found, jax.numpy.float32)[None, None, :, None] * np.ones(3)
+    reader = EvidenceReader(dim=4)
+    heard = jax.numpy.full((1, 2), heard)
+    variables = reader.init(jax.random.key(0), found, heard)
+    variables["params"]["frame2"]["kernel"] *= 0.0
+    maps, discount = reader.apply(variables, found, heard)
+    assert maps.shape == (1, 1, found.shape[2], 4)
+    return np.asarray(discount)[0, 0, :, 0]
+
+
+def test_where_evidence_is_seen_elsewhere_is_discounted():
+    trust = np.log1p(np.exp(-2.0))  # as it begins
+    best, none = read([0.9, 0.0])
+    assert best == pytest.approx(0.0, abs=1e-6)
+    assert none == pytest.approx(trust * np.log(0.001 / 0.811), rel=1e-4)
+
+
+def test_where_no_evidence_is_seen_nothing_is_discounted():
+    np.testing.assert_allclose(read([0.0, 0.0, 0.001]), 0.0, atol=2e-4)
+
+
+def test_discount_makes_sounding_less_probable():
+    logits = jax.numpy.array([[[[0.5]]]])
+    discount = jax.numpy.array([[[[-2.0]]]])
+    assert float(discount_logits(logits, discount)[0, 0, 0, 0]) == -1.5
+    classes = discount_logits(jax.numpy.zeros((1, 1, 1, 3)), discount)
+    assert jax.nn.softmax(classes)[0, 0, 0, 0] > 0.7

@@ -14,6 +14,7 @@ from avs_jax import errors
 from avs_jax.data.stamps import classes, painting
 from avs_jax.data.stamps.media import Media
 from avs_jax.data.stamps.scenes import SECONDS, Scenes
+from avs_jax.data.stamps.source import StampsSource
 from tests.data.stamps import made_up
 
 SIZE = 64
@@ -225,3 +226,28 @@ for i in range(4):
         parts = [clip.label.tobytes(), clip.waveform.tobytes(), *clip.jpegs]
         ours.append(hashlib.sha256(b"".join(parts)).hexdigest())
     assert found.stdout.split() == ours
+
+
+def test_retake_has_the_same_pictures_and_other_sounds(scenes):
+    plan = scenes.plan(0)
+    takes = [scenes.retake(plan, take) for take in range(6)]
+    assert takes[0] == plan
+    looks = [[dataclasses.replace(t, voices=()) for t in take.things] for take in takes]
+    assert all(look == looks[0] for look in looks)
+    assert all(take.camera == plan.camera for take in takes)
+    voices = {tuple(thing.voices for thing in take.things) + take.offscreen for take in takes}
+    assert len(voices) == 6
+    assert scenes.retake(plan, 3) == takes[3]
+
+
+def test_takes_of_a_clip_share_frames_and_label_what_sounds(small_media):
+    source = StampsSource(small_media, "train", 3, size=64)
+    takes = source.takes(1, 5)
+    np.testing.assert_array_equal(takes[0]["waveform"], source[1]["waveform"])
+    for take, example in enumerate(takes):
+        plan = source.scenes.retake(source.scenes.plan(1), take)
+        assert example["frames"] is takes[0]["frames"]
+        for second in range(5):
+            on = [i for i, t in enumerate(plan.things, 1) if t.voices[second] is not None]
+            sounding = np.isin(example["instances"][second], on)
+            np.testing.assert_array_equal(example["label"][second] > 0, sounding)
