@@ -44,7 +44,7 @@ from configs import common
 def get_config(arguments: str | None = None):
     """One row of subset x backbone, or the small network."""
     if "size=lite" in (arguments or "").replace(" ", "").split(","):
-        return get_lite(common.parse_arguments(arguments, size=("lite",), steps=3000).steps)
+        return get_lite(common.parse_arguments(arguments, size=("lite",), steps=1100).steps)
     arg = common.parse_arguments(
         arguments,
         size=("base", "lite"),
@@ -79,14 +79,12 @@ def get_lite(steps: int):
     """The narrow decoder on two frozen classifiers, for stamps."""
     config = common.get_config()
     common.fill_subset(config, "stamps", "ms3")
-    config.data.size = (
-        288  # cells of 32 pixels must be small enough for evidence: 224 is too coarse
-    )
+    config.data.size = 288  # cells of 32 pixels: of 224 they are too coarse for evidence
     config.model.name = "avesformer"
     config.model.backbone = "efficientnet_lite0"
     config.model.audio_backbone = "yamnet"
     config.model.dim = 64
-    config.model.num_heads = 4
+    config.model.num_heads = 2  # of 4 the weights of 18 x 18 cells take half a step's time
     config.model.pqg_layers = 1
     config.model.pqg_hidden = 256
     config.model.early_stages = 1
@@ -103,6 +101,7 @@ def get_lite(steps: int):
     config.model.silence = 0.02
     common.fill_small_recipe(config, steps, learning_rate=2e-3, warmup_steps=40, small_first=False)
     config.optimizer.freeze = ("backbone/.*", "audio_backbone/.*")
+    config.ema_decay = 0.99
     config.remember.clips = 800
     config.remember.takes = 5
     config.batch_size = 24

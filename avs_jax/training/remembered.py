@@ -30,6 +30,12 @@ from avs_jax.types import Array, Float, PyTree
 
 _PREFIX = "features/"  # of names in a batch
 _ABOUT = "about.json"
+_UNCHANGED = {  # of data.augment, where it is not 0
+    "scale": (1.0, 1.0),
+    "zoom": (1.0, 1.0),
+    "gain_db": (0.0, 0.0),
+    "gain_chance": 0.5,
+}
 _CLIPS = 4  # at a time: pictures of 288 pixels then take 400 MB in the largest layer
 
 
@@ -42,8 +48,8 @@ class Remembered:
       workdir: of the run.
 
     Raises:
-      BadValueError: more clips than there are, several takes of data that has one, several
-      processes, or a folder with features of something else.
+      BadValueError: more clips than there are, several takes of data that has one, pictures that
+      are to be changed, several processes, or a folder with features of something else.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, source, workdir: epath.Path):
@@ -65,6 +71,15 @@ class Remembered:
             raise errors.BadValueError(
                 f"remember.clips={self.clips} is for one process and a local folder, not for "
                 f"{jax.process_count()} and {self.folder}; set it to 0."
+            )
+        augment = config.data.augment
+        changed = [name for name, x in augment.items() if x != _UNCHANGED.get(name, 0)]
+        if changed or config.size_schedule:
+            changed = [f"data.augment.{name}={augment[name]}" for name in changed]
+            changed += [f"size_schedule={config.size_schedule}"] * bool(config.size_schedule)
+            raise errors.BadValueError(
+                f"remember.clips={self.clips} keeps pictures and sounds as they are, but "
+                f"{', '.join(changed)}; leave that out or set remember.clips=0."
             )
         if self.is_full() and self._about() != self._read_about():
             raise errors.BadValueError(
@@ -100,10 +115,8 @@ class Remembered:
         example = {"id": f"{self.name}/{take:06d}/{second}"}
         for name, values in self._arrays.items():
             key = name if name == "label" else _PREFIX + name
-            is_sound = len(values) == len(self)
-            if self.takes == 1:
-                is_sound = True
-            example[key] = np.array(values[index if is_sound else picture])[None]
+            row = index if len(values) == len(self) else picture  # the same of one take
+            example[key] = np.array(values[row])[None]
         return example | {"label_mask": np.ones(1, bool), "frame_mask": np.ones(1, bool)}
 
     @functools.cached_property
@@ -193,13 +206,13 @@ class Remembered:
             return self._source.takes(index, self.takes)
 
         with concurrent.futures.ThreadPoolExecutor(max(1, self._config.data.num_threads)) as pool:
-            starts = range(0, self.clips, _CLIPS)
-            groups = [range(i, min(i + _CLIPS, self.clips)) for i in starts]
-            ahead = [pool.submit(read, i) for i in groups[0]]
-            for now, later in zip(groups, [*groups[1:], ()], strict=True):
-                futures, ahead = ahead, [pool.submit(read, i) for i in later]
-                del now
-                yield [future.result() for future in futures]
+            ahead: list = []
+            for start in range(0, self.clips + _CLIPS, _CLIPS):
+                now = ahead
+                stop = min(start + _CLIPS, self.clips)
+                ahead = [pool.submit(read, i) for i in range(start, stop)]
+                if now:
+                    yield [future.result() for future in now]
 
 
 def _half(features: dict[str, Array]) -> dict[str, Array]:

@@ -54,7 +54,7 @@ def make_takes(index, count):
 
 
 def make_config(clips=3, takes=1, folder=""):
-    config = load("avesformer", "data=stamps,subset=ms3")
+    config = load("avesformer", "size=lite")
     with config.unlocked():
         config.data.seconds, config.data.size = SECONDS, SIZE
         config.remember.clips, config.remember.takes = clips, takes
@@ -206,3 +206,14 @@ def test_backbones_that_learn_are_refused(fill_variables, tmp_path):
 def test_what_data_cannot_give_is_refused(source, asked, message, tmp_path):
     with pytest.raises(errors.BadValueError, match=message):
         Remembered(make_config(**asked), source, epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "field, value", [("data.augment.flip", 0.5), ("size_schedule", ((0, 32), (4, 64)))]
+)
+def test_pictures_that_are_to_be_changed_are_refused(field, value, tmp_path):
+    config = make_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(errors.BadValueError, match=f"as they are, but {field}=.*clips=0"):
+        Remembered(config, Clips(), epath.Path(tmp_path))
