@@ -25,6 +25,26 @@ A model is a Linen module, a pure function of its variables:
 
 with k = 1 where the question is "does it sound?" (S4, MS3) and k = 71 on AVSS. Normalisation and
 log-mel run on the device, inside the same jit as the model.
+
+Someone who only wants masks needs none of this:
+
+    model = avs_jax.load("lite")
+    masks = model.segment(frames, waveform, sample_rate)     (see `prediction.model.Model`)
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+# What is imported when it is first asked for: `import avs_jax` is light.
+_LATER = {"load": "avs_jax.prediction.model"}
+
+
+def __getattr__(name: str):
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LATER])

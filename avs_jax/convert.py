@@ -7,10 +7,12 @@ r"""Converts published PyTorch weights to this library's, and back.
     python -m avs_jax.convert efficientnet_lite0 efficientnet-lite0-57934424.pth --output DIR
     python -m avs_jax.convert yamnet backbones/yamnet --field num_classes=521 --output DIR
     python -m avs_jax.convert resnet50 weights/resnet50 --to-torch --output resnet50.safetensors
+    python -m avs_jax.convert avesformer WORKDIR --to-zoo --output avs_jax/weights/zoo/lite
 
 FILE is a .pth, .pt or .safetensors file with a state_dict, or a checkpoint that wraps one; of
 yamnet the folder of its SavedModel (launch/fetch_media.sh fetches lite0's and yamnet's). With
---to-torch it is a folder written by this program, or the WORKDIR of a training run.
+--to-torch it is a folder written by this program, or the WORKDIR of a training run. With --to-zoo
+it is a WORKDIR: lite.npz (float16) and lite.json become a model that comes with the package.
 Training starts from converted weights with `--config.init_from.backbone=weights/resnet50` and
 `--config.init_from.audio_backbone=weights/vggish`.
 
@@ -40,7 +42,7 @@ from avs_jax import errors
 from avs_jax.backbones import BACKBONES, PICTURE_BACKBONES, SOUND_BACKBONES, get_backbone
 from avs_jax.models import MODELS, get_model
 from avs_jax.types import PyTree
-from avs_jax.weights import load_weights, merge_init
+from avs_jax.weights import load_weights, merge_init, open_model, zoo
 from avs_jax.weights.converted import (
     ConversionError,
     flatten,
@@ -341,10 +343,22 @@ def main() -> None:
     parser.add_argument(
         "--to-torch", action="store_true", help="write a converted folder back as .safetensors"
     )
+    parser.add_argument(
+        "--to-zoo", action="store_true", help="write a run's model as one of the package"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="of its logits, with --to-zoo (default: 1)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="of its masks, with --to-zoo (default: 0.5)"
+    )
     args = parser.parse_args()
     fields = dict(parse_field(text) for text in args.field)
     if args.to_torch:
         _write_torch(args.network, args.file, args.output, fields)
+        return
+    if args.to_zoo:
+        _write_zoo(args.network, args.file, args.output, args.temperature, args.threshold)
         return
     state_dict, source = read_weights(args.network, args.file)
     if args.audio_backbone:
@@ -381,6 +395,21 @@ def _write_torch(network: str, directory: str, output: str, fields: Mapping[str,
     except OSError as error:
         raise errors.BadValueError(f"cannot write {path}: {error}.") from error
     print(f"{network}: {len(state_dict)} entries written to {output}")
+
+
+def _write_zoo(
+    network: str, directory: str, output: str, temperature: float, threshold: float
+) -> None:
+    loaded = open_model(directory)
+    if loaded.config.model.name != network:
+        raise errors.BadValueError(
+            f"{directory} holds weights of {loaded.config.model.name}, not of {network}."
+        )
+    about = zoo.save_zoo(output, loaded, temperature=temperature, threshold=threshold)
+    print(
+        f"{network}: {about['parameters']:,} parameters of {directory}, step {loaded.step}, "
+        f"written to {output}.npz ({about['bytes'] / 1e6:.1f} MB, sha256 {about['sha256'][:12]}...)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Mark what sounds in a video of your own.
 
-    python -m avs_jax.predict VIDEO --checkpoint WORKDIR --output OVERLAY.mp4 [--masks DIR]
+    python -m avs_jax.predict VIDEO
+    python -m avs_jax.predict VIDEO --model WORKDIR --output OVERLAY.mp4 [--masks DIR]
 
 VIDEO is any film with sound that FFmpeg reads, of any length, size and rate. OVERLAY.mp4 is the
-film with what sounds marked in colour, and its sound. DIR gets one PNG per mask, of the film's
-size: 000012.500.png is the mask of the picture at 12.5 s, 0 or 255 (or the class id, for a model
-that names what sounds).
+film with what sounds marked in colour, and its sound; where nothing is named to be written it is
+NAME_overlay.mp4 in this folder. DIR gets one PNG per mask, of the film's size: 000012.500.png is
+the mask of the picture at 12.5 s, 0 or 255 (or the class id, for a model that names what sounds).
+
+Without --model it is `lite`, the small one that comes with the package (weights/zoo/lite.md says
+what it knows).
 
 A model sees clips of some seconds, one picture each, so there is one mask a second; --fps 4 gives
 four, each from the picture and the sound around it. Every picture of the overlay carries the mask
@@ -17,7 +21,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import itertools
 import os
 import re
 import sys
@@ -25,26 +28,22 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from avs_jax import devices, errors
-from avs_jax.backbones import get_normalization
 from avs_jax.config import mark_paths
 from avs_jax.devices import quiet_libraries
 from avs_jax.media import partial
 from avs_jax.media.drawing import Overlay, write_png
 from avs_jax.media.partial import removed_on_signals
-from avs_jax.media.video import Clip, VideoInfo, probe, read_clips, read_frames, require_audio
+from avs_jax.media.video import VideoInfo, probe, read_clips, read_frames, require_audio
 from avs_jax.media.video_writer import OverlayWriter, check_folder, check_output
-from avs_jax.models.forward import make_forward
-from avs_jax.types import Array, Float, UInt8
-from avs_jax.weights import open_model
+from avs_jax.prediction.masks import compile_forward, masks_from_logits, run_clips
+from avs_jax.types import UInt8
+from avs_jax.weights import open_model, zoo
 from avs_jax.weights.trained import MATMUL_PRECISIONS, Loaded
 
-_ROWS = 8  # of upsampled logits at a time: those of 71 classes for a 4K frame would take 2.4 GB
 _MASK_NAME = re.compile(r"\d{6,}\.\d{3}\.png")
 
 
@@ -62,7 +61,8 @@ def _run(args: argparse.Namespace) -> None:
     if args.output:
         check_output(args.output, info.path)
     devices.start_jax()
-    loaded = open_model(args.checkpoint, args.which, args.config)
+    loaded = open_model(args.model, args.which, args.config)
+    print(describe(args.model, loaded), flush=True)
     data = loaded.config.data
     summary = predict_video(
         info,
@@ -74,13 +74,19 @@ def _run(args: argparse.Namespace) -> None:
         masks_dir=args.masks,
         fps=args.fps,
         allow_silent=args.allow_silent,
-        threshold=args.threshold,
+        threshold=loaded.threshold if args.threshold is None else args.threshold,
         batch_size=args.batch_size,
         class_names=loaded.class_names,
         progress=True,
     )
-    print(f"{loaded.config.model.name} of {args.checkpoint}, step {loaded.step}")
     print(summary)
+
+
+def describe(model: str, loaded: Loaded) -> str:
+    """Which model it is, in one line."""
+    of = "the package" if zoo.is_zoo(model) else model
+    name = f"model {model}: " if zoo.is_zoo(model) else ""
+    return f"{name}{loaded.config.model.name} of {of}, step {loaded.step}"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,14 +98,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("video", help="the film")
-    add("--checkpoint", required=True, metavar="DIR", help="WORKDIR of a run, or converted weights")
+    add(
+        "--model",
+        "--checkpoint",
+        default=zoo.DEFAULT,
+        metavar="DIR",
+        help=f"{', '.join(zoo.NAMES)} (of the package), WORKDIR of a run, or converted weights "
+        f"(default: {zoo.DEFAULT})",
+    )
     add("--config", metavar="FILE[:ARGS]", help="the config that converted weights are for")
     add("--which", default="best", help="best, latest or a step (default: best)")
     add("--output", metavar="FILE", help="overlay film to write: .mp4, .mov or .mkv")
     add("--masks", metavar="DIR", help="folder for one PNG per mask; older masks in it go")
     add("--fps", type=int, default=1, metavar="F", help="masks a second (default: 1)")
     add("--allow_silent", "--allow-silent", action="store_true", help="take no sound as silence")
-    add("--threshold", type=float, default=0.5, help="of a sounding pixel's probability (0.5)")
+    add("--threshold", type=float, help="of a sounding pixel's probability (default: the model's)")
     add("--batch_size", "--batch-size", type=int, default=1, help="clips at a time (default: 1)")
     add(
         "--matmul_precision",
@@ -109,38 +122,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(mark_paths(parser, sys.argv[1:] if argv is None else argv))
     if not args.output and not args.masks:
-        raise errors.BadValueError("nothing to write: give --output FILE.mp4, --masks DIR or both.")
+        args.output = f"{os.path.splitext(os.path.basename(args.video))[0]}_overlay.mp4"
     for name in ("fps", "batch_size"):
         if getattr(args, name) < 1:
             raise errors.BadValueError(f"--{name}={getattr(args, name)}: wanted 1 or more.")
-    if not 0 < args.threshold < 1:
+    if args.threshold is not None and not 0 < args.threshold < 1:
         raise errors.BadValueError(
             f"--threshold={args.threshold}: wanted a probability between 0 and 1."
         )
     return args
-
-
-def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Callable:
-    """The checkpoint's model as `predict_video` wants it: one compiled function per shape.
-
-    matmul_precision: see `jax.default_matmul_precision`; None: `loaded.matmul_precision`.
-    """
-    data = loaded.config.data
-    apply = jax.jit(
-        make_forward(
-            loaded.model,
-            normalization=get_normalization(loaded.config.model.backbone),
-            size=data.size,
-            alignment=data.alignment,
-        )
-    )
-
-    def forward(frames, waveform, frame_mask):
-        batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
-        with jax.default_matmul_precision(matmul_precision or loaded.matmul_precision):
-            return apply(loaded.variables, batch)
-
-    return forward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +306,7 @@ def predict_masks(
     )
     held: list[tuple[float, bytes, bool]] = []  # of the clip in hand, whose phases interleave
     index = 0
-    for clip, masks, binary in _run_batches(clips, forward, decide, batch_size):
+    for clip, masks, binary in run_clips(clips, forward, decide, batch_size):
         if clip.index != index:
             yield from _release(held, info)
             held, index = [], clip.index
@@ -330,86 +320,6 @@ def _release(held: list, info: VideoInfo) -> Iterator[Mask]:
     for moment, packed, binary in sorted(held):
         pixels = np.frombuffer(zlib.decompress(packed), np.uint8)
         yield Mask(moment, pixels.reshape(info.height, info.width), binary)
-
-
-def _run_batches(
-    clips: Iterable[Clip], forward: Callable, decide: Callable, batch_size: int
-) -> Iterator[tuple[Clip, np.ndarray, bool]]:
-    """Yields (clip, masks [t h w], binary); the device runs a batch while the next is read."""
-    clips, running = iter(clips), None
-    while True:
-        batch = list(itertools.islice(clips, batch_size))
-        started = None
-        if batch:
-            full = batch + [batch[-1]] * (batch_size - len(batch))
-            logits = forward(
-                np.stack([clip.frames for clip in full]),
-                np.stack([clip.waveform for clip in full]),
-                np.stack([clip.frame_mask for clip in full]),
-            )
-            logits = jnp.asarray(logits)
-            finite = jnp.isfinite(logits).all((2, 3, 4))
-            started = (batch, decide(logits), finite, logits.shape[-1] == 1)
-        if running is not None:
-            clips_run, masks, finite, binary = running
-            for clip, clip_masks, good in zip(
-                clips_run, np.asarray(masks), np.asarray(finite), strict=False
-            ):
-                _check_finite(clip, good)
-                yield clip, clip_masks, binary
-        if started is None:
-            return
-        running = started
-
-
-def _check_finite(clip: Clip, finite: np.ndarray) -> None:
-    bad = clip.times[clip.frame_mask & ~finite]
-    if len(bad):
-        times = ", ".join(f"{time:.3f}" for time in bad if np.isfinite(time)) or "before it"
-        raise errors.BadValueError(
-            f"logits are NaN or infinite in {len(bad)} frame(s) of the clip that ends at "
-            f"{np.nanmax(clip.times):.3f} s (at {times}); no mask can be made of them. Take an "
-            "earlier checkpoint (--which), or compute in float32 (model.dtype)."
-        )
-
-
-@functools.partial(jax.jit, static_argnames=("height", "width", "threshold"))
-def masks_from_logits(
-    logits: Float[Array, "b t h w k"], height: int, width: int, threshold: float = 0.5
-) -> UInt8[Array, "b t {height} {width}"]:
-    """Logits -> masks of another size: 0 or 1 for k = 1, else the class id.
-
-    It is the logits that are resized, for smooth outlines: bilinear, as `jax.image.resize` without
-    antialiasing. A few rows at a time, because at full size those of 71 classes do not fit in
-    memory; and by indices, because there it would multiply by a dense matrix.
-    """
-    b, t, h, w, k = logits.shape
-    above, below, y = _neighbours(h, height)
-    left, right, x = _neighbours(w, width)
-
-    def decide(frame):
-        def decide_row(taps):
-            above, below, y = taps
-            row = frame[above] * (1 - y) + frame[below] * y  # w k
-            row = row[left] * (1 - x[:, None]) + row[right] * x[:, None]  # W k
-            if k == 1:
-                return (jax.nn.sigmoid(row[:, 0]) > threshold).astype(jnp.uint8)
-            # The first of the greatest, as argmax, which on a CPU takes twice as long.
-            greatest = row == row.max(axis=-1, keepdims=True)
-            return jnp.where(greatest, jnp.arange(k), k).min(axis=-1).astype(jnp.uint8)
-
-        return jax.lax.map(decide_row, (above, below, y), batch_size=_ROWS)
-
-    masks = jax.lax.map(decide, logits.astype(jnp.float32).reshape(b * t, h, w, k))
-    return masks.reshape(b, t, height, width)
-
-
-def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each new pixel the two old ones it lies between, and the weight of the second."""
-    centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
-    centre = centre.clip(0, size - 1)
-    first = centre.astype(np.int32)
-    return first, np.minimum(first + 1, size - 1), (centre - first).astype(np.float32)
 
 
 class _Nearest:

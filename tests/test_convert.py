@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from avs_jax import convert, errors
+from avs_jax.weights import open_model, zoo
 from avs_jax.weights.converted import load_converted, unflatten
 from avs_jax.weights.torch_files import read_torch_file
 from tests.parity import fill
+from tests.training.small_run import save_two
 
 
 def make_state(network, **fields):
@@ -321,3 +323,32 @@ def test_fields_are_parsed(text, expected):
 def test_field_without_a_value_is_refused():
     with pytest.raises(errors.BadValueError, match="NAME=VALUE, not 'backbone'"):
         convert.parse_field("backbone")
+
+
+def test_program_packs_a_run_as_a_model_of_the_package(tmp_path, monkeypatch, capsys):
+    run_dir, output = save_two(tmp_path / "run"), tmp_path / "zoo" / "lite"
+    settings = ("--temperature", "1.3", "--threshold", "0.4")
+    run(monkeypatch, "avesformer", run_dir, "--to-zoo", "--output", output, *settings)
+    assert f"step 4, written to {output}.npz" in capsys.readouterr().out
+    monkeypatch.setattr(zoo, "FOLDER", output.parent)
+    packed = open_model("lite")
+    assert (packed.step, packed.temperature, packed.threshold) == (4, 1.3, 0.4)
+    whole = open_model(run_dir).variables
+
+    def close(a, b):  # to half of float16's last bit, also of its smallest numbers
+        np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25)
+
+    jax.tree.map(close, packed.variables, whole)
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "message"),
+    [
+        ("catr", (), "holds weights of avesformer, not of catr"),
+        ("avesformer", ("--temperature", "0"), "temperature=0.0, threshold=0.5: wanted a positive"),
+    ],
+)
+def test_packing_what_does_not_fit_is_refused(tmp_path, monkeypatch, network, settings, message):
+    run_dir = save_two(tmp_path / "run")
+    with pytest.raises(errors.BadValueError, match=message):
+        run(monkeypatch, network, run_dir, "--to-zoo", "--output", tmp_path / "lite", *settings)

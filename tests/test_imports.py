@@ -17,7 +17,17 @@ ROOT = Path(avs_jax.__file__).parent
 
 # A room may import from those before it, and within itself.
 GROUND = tuple(f"avs_jax.{name}" for name in ("devices", "config", "errors", "paths", "types"))
-ROOMS = ("layers", "media", "backbones", "data", "models", "scoring", "weights", "training")
+ROOMS = (
+    "layers",
+    "media",
+    "backbones",
+    "data",
+    "models",
+    "scoring",
+    "weights",
+    "prediction",
+    "training",
+)
 
 # Imports inside functions, and why they are not at the head of the file.
 LAZY = {

@@ -11,6 +11,7 @@ from avs_jax.media import video
 from avs_jax.models import get_model
 from avs_jax.weights import trained
 from tests.test_predict import make_film, read_masks
+from tests.weights.zoo import stand_in
 
 
 @pytest.fixture
@@ -66,6 +67,27 @@ def test_program_segments_a_film_with_a_model(tmp_path, loaded, monkeypatch, cap
     printed = capsys.readouterr().out
     assert "avesformer of run, step 7" in printed
     assert "x real time" in printed
+
+
+def test_program_needs_nothing_but_a_film(tmp_path, monkeypatch, capsys):
+    stand_in.write(tmp_path, monkeypatch)
+    monkeypatch.setattr(predict.devices, "start_jax", lambda: None)
+    path = make_film(tmp_path / "my dog.mp4", seconds=2)
+    monkeypatch.chdir(tmp_path)
+    predict.main([path])
+    assert video.probe("my dog_overlay.mp4").has_audio
+    assert "model lite: avesformer of the package, step 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("asked", "threshold"), [([], 0.3), (["--threshold", "0.6"], 0.6)])
+def test_threshold_is_the_model_s_unless_given(tmp_path, monkeypatch, asked, threshold):
+    stand_in.write(tmp_path, monkeypatch, threshold=0.3)
+    monkeypatch.setattr(predict.devices, "start_jax", lambda: None)
+    seen = {}
+    monkeypatch.setattr(predict, "predict_video", lambda *args, **settings: seen.update(settings))
+    path = make_film(tmp_path / "a.mp4", seconds=1)
+    predict.main([path, "--model", "lite", "--masks", str(tmp_path / "masks"), *asked])
+    assert seen["threshold"] == threshold
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ log(mel + 0.001), which the first line makes of it: so a batch's sound is prepar
 backbone. What that rounds off is below 1e-5 even in silence (tests/backbones/test_yamnet.py).
 """
 
+import pathlib
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,12 @@ LAYERS = (
 
 # Published: no scale, for a ReLU and a convolution follow.
 _batch_norm = partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON, use_scale=False)
+
+
+def read_class_names() -> tuple[str, ...]:
+    """What `classify` tells apart, 521 names: the column display_name of `yamnet_class_map.csv`."""
+    path = pathlib.Path(__file__).with_name("yamnet_classes.txt")
+    return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
 def own_log_mel(log_mel: Float[Array, "*n 96 64"]) -> Float[Array, "*n 96 64"]:

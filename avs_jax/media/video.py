@@ -25,7 +25,16 @@ from avs_jax.media.film import VideoInfo, decode_film, open_film, video_stream
 from avs_jax.media.sound import probe_sound, read_sound
 from avs_jax.types import Bool, Float, UInt8
 
-__all__ = ["Clip", "Frame", "VideoInfo", "probe", "read_clips", "read_frames", "read_sound"]
+__all__ = [
+    "Clip",
+    "Frame",
+    "VideoInfo",
+    "fit_picture",
+    "probe",
+    "read_clips",
+    "read_frames",
+    "read_sound",
+]
 _EPSILON = 1e-6  # seconds; far below the finest time base in use (1/90000), far above rounding
 
 
@@ -180,17 +189,21 @@ def read_clips(
         before = new
 
 
+def fit_picture(rgb: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """A picture at size x size, as it is trained on and shown to a model; None leaves it."""
+    if size is None or rgb.shape[:2] == (size, size):
+        return rgb
+    shrinks = rgb.shape[0] > size and rgb.shape[1] > size  # averaging does not alias
+    return cv2.resize(rgb, (size, size), interpolation=1 + 2 * shrinks)
+
+
 def _sample_frames(
     info: VideoInfo, frame_offset: float, fps: int, size: int | None
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Yields (j, time, rgb) for j = 0, 1, ...: what is on screen at j / fps + frame_offset."""
 
     def picture(frame):
-        rgb = frame.rgb()
-        if size is None or rgb.shape[:2] == (size, size):
-            return rgb
-        shrinks = rgb.shape[0] > size and rgb.shape[1] > size  # averaging does not alias
-        return cv2.resize(rgb, (size, size), interpolation=1 + 2 * shrinks)
+        return fit_picture(frame.rgb(), size)
 
     j, current = 0, None  # the picture on screen
     for frame in read_frames(info):

@@ -1,4 +1,5 @@
-"""Weights that exist, from wherever: a run's, or converted ones, to run or to start from."""
+"""Weights that exist, from wherever: the package's, a run's, or converted ones, to run or to start
+from."""
 
 import os
 from collections.abc import Mapping
@@ -9,11 +10,12 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from avs_jax import errors
+from avs_jax import errors, paths
 from avs_jax.backbones import BACKBONES
 from avs_jax.config import read_config
 from avs_jax.models.forward import init_shapes
 from avs_jax.types import PyTree
+from avs_jax.weights import zoo
 from avs_jax.weights.converted import (
     PROVENANCE,
     ConversionError,
@@ -29,10 +31,11 @@ from avs_jax.weights.trained import Loaded, build_model, load_model
 def open_model(
     directory: str | os.PathLike, which: str = "best", config_file: str | None = None
 ) -> Loaded:
-    """A run's model, or converted weights in the model of a config file.
+    """A model of the package, a run's, or converted weights in the model of a config file.
 
     Args:
-      directory: WORKDIR of a run, or a folder that `convert` wrote.
+      directory: one of `zoo.NAMES`, WORKDIR of a run, or a folder that `convert` wrote. A folder of
+        the name of a model of the package is given as ./NAME.
       which: of a run, see `trained.load_model`.
       config_file: FILE[:arguments]; converted weights need it, a run may be given other data by it.
 
@@ -40,8 +43,8 @@ def open_model(
       NotFoundError, BadValueError: what is not there, cannot be read, or does not fit.
     """
     given = read_config(config_file) if config_file else None
-    if not (epath.Path(directory) / PROVENANCE).exists():
-        loaded = load_model(directory, which)
+    if zoo.is_zoo(directory) or not (epath.Path(directory) / PROVENANCE).exists():
+        loaded = _open_trained(directory, which)
         if given is None:
             return loaded
         with given.unlocked():
@@ -58,17 +61,32 @@ def open_model(
     return Loaded(ml_collections.FrozenConfigDict(given), model, variables, step=0)
 
 
+def _open_trained(directory: str | os.PathLike, which: str) -> Loaded:
+    if zoo.is_zoo(directory):
+        zoo.tell_folder(directory)
+        return zoo.open_zoo(os.fspath(directory))
+    try:
+        return load_model(directory, which)
+    except errors.NotFoundError as error:
+        if paths.in_bucket(directory) or epath.Path(directory).exists():
+            raise
+        raise errors.NotFoundError(
+            f"{error} Models that come with avs_jax: {', '.join(zoo.NAMES)}."
+        ) from error
+
+
 def load_weights(directory: epath.PathLike) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """As `load_converted`, of a folder written by `convert` or of a run's WORKDIR (its best
-    checkpoint).
+    """As `load_converted`, of a folder written by `convert`, of a run's WORKDIR (its best
+    checkpoint), or of a model of the package by its name.
 
     Raises:
       NotFoundError, BadValueError: no such folder, or it cannot be read.
     """
     path = epath.Path(directory).expanduser().absolute()
-    if not any((path / folder).exists() for folder in ("best", "checkpoints")):
+    is_run = any((path / folder).exists() for folder in ("best", "checkpoints"))
+    if not is_run and not zoo.is_zoo(directory):
         return load_converted(path)
-    run = load_model(path)
+    run = open_model(directory)
     fields = dict(run.config.model.to_dict())
     network = fields.pop("name")
     provenance = {

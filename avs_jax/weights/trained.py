@@ -44,6 +44,8 @@ class Loaded(NamedTuple):
     model: nn.Module
     variables: dict[str, PyTree]  # "params" (the averaged ones if the run kept any), "batch_stats"
     step: int  # 0: converted weights
+    temperature: float = 1.0  # logits are divided by it for calibrated probabilities
+    threshold: float = 0.5  # of the probability of a sounding pixel (k = 1)
 
     @property
     def matmul_precision(self) -> str | None:

@@ -1,0 +1,157 @@
+"""A model run over clips: frames and sound -> logits -> masks or probabilities of any size."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax import errors
+from avs_jax.backbones import get_normalization
+from avs_jax.media.video import Clip
+from avs_jax.models.forward import make_forward
+from avs_jax.types import Array, Float, UInt8
+from avs_jax.weights.trained import Loaded
+
+_ROWS = 8  # of upsampled logits at a time: those of 71 classes for a 4K frame would take 2.4 GB
+
+
+def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Callable:
+    """The model as `run_clips` wants it: one compiled function per shape, calibrated logits.
+
+    matmul_precision: see `jax.default_matmul_precision`; None: `loaded.matmul_precision`.
+    """
+    data = loaded.config.data
+    network = make_forward(
+        loaded.model,
+        normalization=get_normalization(loaded.config.model.backbone),
+        size=data.size,
+        alignment=data.alignment,
+    )
+    apply = jax.jit(lambda variables, batch: network(variables, batch) / loaded.temperature)
+
+    def forward(frames, waveform, frame_mask):
+        batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
+        with jax.default_matmul_precision(matmul_precision or loaded.matmul_precision):
+            return apply(loaded.variables, batch)
+
+    return forward
+
+
+def run_clips(
+    clips: Iterable[Clip], forward: Callable, decide: Callable, batch_size: int
+) -> Iterator[tuple[Clip, np.ndarray, bool]]:
+    """Yields (clip, what `decide` makes of it [t h w], binary) in the order of the clips.
+
+    The device runs a batch while the next is read; the last batch is filled up with copies.
+
+    Args:
+      forward: `forward(frames u8[b t size size 3], waveform f32[b 16000 * t], frame_mask bool[b t])
+        -> logits f32[b t size size k]`, always called with the same shapes.
+      decide: `decide(logits) -> [b t h w]`: `masks_from_logits` or `probabilities_from_logits`.
+
+    Raises:
+      BadValueError: logits of a frame that exists are NaN or infinite; with the times.
+    """
+    clips, running = iter(clips), None
+    while True:
+        batch = list(itertools.islice(clips, batch_size))
+        started = None
+        if batch:
+            full = batch + [batch[-1]] * (batch_size - len(batch))
+            logits = forward(
+                np.stack([clip.frames for clip in full]),
+                np.stack([clip.waveform for clip in full]),
+                np.stack([clip.frame_mask for clip in full]),
+            )
+            logits = jnp.asarray(logits)
+            finite = jnp.isfinite(logits).all((2, 3, 4))
+            started = (batch, decide(logits), finite, logits.shape[-1] == 1)
+        if running is not None:
+            clips_run, masks, finite, binary = running
+            for clip, clip_masks, good in zip(
+                clips_run, np.asarray(masks), np.asarray(finite), strict=False
+            ):
+                _check_finite(clip, good)
+                yield clip, clip_masks, binary
+        if started is None:
+            return
+        running = started
+
+
+def _check_finite(clip: Clip, finite: np.ndarray) -> None:
+    bad = clip.times[clip.frame_mask & ~finite]
+    if len(bad):
+        times = ", ".join(f"{time:.3f}" for time in bad if np.isfinite(time)) or "before it"
+        raise errors.BadValueError(
+            f"logits are NaN or infinite in {len(bad)} frame(s) of the clip that ends at "
+            f"{np.nanmax(clip.times):.3f} s (at {times}); no mask can be made of them. Take an "
+            "earlier checkpoint (--which), or compute in float32 (model.dtype)."
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width", "threshold"))
+def masks_from_logits(
+    logits: Float[Array, "b t h w k"], height: int, width: int, threshold: float = 0.5
+) -> UInt8[Array, "b t {height} {width}"]:
+    """Logits -> masks of another size: 0 or 1 for k = 1, else the class id.
+
+    It is the logits that are resized, for smooth outlines: bilinear, as `jax.image.resize` without
+    antialiasing.
+    """
+    k = logits.shape[-1]
+
+    def decide(row):
+        if k == 1:
+            return (jax.nn.sigmoid(row[:, 0]) > threshold).astype(jnp.uint8)
+        # The first of the greatest, as argmax, which on a CPU takes twice as long.
+        greatest = row == row.max(axis=-1, keepdims=True)
+        return jnp.where(greatest, jnp.arange(k), k).min(axis=-1).astype(jnp.uint8)
+
+    return _map_rows(decide, logits, height, width)
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width"))
+def probabilities_from_logits(
+    logits: Float[Array, "b t h w k"], height: int, width: int
+) -> Float[Array, "b t {height} {width}"]:
+    """Logits -> probability that a pixel sounds, of another size: for k > 1, as any class but 0."""
+
+    def decide(row):
+        if row.shape[-1] == 1:
+            return jax.nn.sigmoid(row[:, 0])
+        return 1.0 - jax.nn.softmax(row, axis=-1)[:, 0]
+
+    return _map_rows(decide, logits, height, width)
+
+
+def _map_rows(decide: Callable, logits: Array, height: int, width: int) -> Array:
+    """`decide([width k] -> [width])` of every row of resized logits -> [b t height width].
+
+    A few rows at a time, because at full size the logits of 71 classes do not fit in memory; and
+    resized by indices, because `jax.image.resize` would multiply by a dense matrix.
+    """
+    b, t, h, w, k = logits.shape
+    above, below, y = _neighbours(h, height)
+    left, right, x = _neighbours(w, width)
+
+    def decide_frame(frame):
+        def decide_row(taps):
+            above, below, y = taps
+            row = frame[above] * (1 - y) + frame[below] * y  # w k
+            return decide(row[left] * (1 - x[:, None]) + row[right] * x[:, None])
+
+        return jax.lax.map(decide_row, (above, below, y), batch_size=_ROWS)
+
+    decided = jax.lax.map(decide_frame, logits.astype(jnp.float32).reshape(b * t, h, w, k))
+    return decided.reshape(b, t, height, width)
+
+
+def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each new pixel the two old ones it lies between, and the weight of the second."""
+    centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    centre = centre.clip(0, size - 1)
+    first = centre.astype(np.int32)
+    return first, np.minimum(first + 1, size - 1), (centre - first).astype(np.float32)
