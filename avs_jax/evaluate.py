@@ -27,6 +27,11 @@ the same masks, so compare within one family only:
     dataset  pixels summed over the whole set before anything is divided
     jf       DAVIS: region similarity J, boundary accuracy F
     robust   silence, noise, a sound from off the screen, another clip's, a late one
+
+    python -m avs_jax.evaluate --real DIR
+
+scores the model that comes with the package, or that of --checkpoint, on films of your own with
+boxes around what sounds (boxes.json; its form and the figures are told in scoring/real.py).
 """
 
 import argparse
@@ -49,10 +54,11 @@ from avs_jax.data import load_class_names, open_split
 from avs_jax.devices import quiet_libraries
 from avs_jax.media.partial import removed_on_signals
 from avs_jax.models.forward import count_params
-from avs_jax.scoring import evaluators, modes, report, seeds, sounds, views
+from avs_jax.prediction.model import Model
+from avs_jax.scoring import evaluators, modes, real, report, seeds, sounds, views
 from avs_jax.scoring.evaluators import ORACLE, Evaluator
 from avs_jax.scoring.records import Records
-from avs_jax.weights import open_model, trained
+from avs_jax.weights import open_model, trained, zoo
 from avs_jax.weights.trained import Loaded
 
 FAMILIES = (*modes.MODES, "robust")
@@ -61,7 +67,7 @@ FAMILIES = (*modes.MODES, "robust")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     with removed_on_signals():
-        evaluate(args)
+        evaluate_real(args) if args.real else evaluate(args)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -78,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> None:
         loaded = open_model(checkpoint, args.which, args.config)
         first = first or loaded
         check_same_kind(first, loaded, checkpoints[0], checkpoint)
-        output = epath.Path(args.output or checkpoint)
+        output = epath.Path(args.output or zoo.own_folder(checkpoint))
         if len(checkpoints) > 1:
             output = output / f"run_{number}"
         with jax.default_matmul_precision(args.matmul_precision or loaded.matmul_precision):
@@ -99,6 +105,32 @@ def evaluate(args: argparse.Namespace) -> None:
         report.write(epath.Path(args.output), results, {}, text)
 
 
+def evaluate_real(args: argparse.Namespace) -> None:
+    """Films with boxes: a table and a JSON line of each checkpoint."""
+    quiet_libraries()
+    films, others = real.read_films(args.real), real.read_other_sounds(args.real)
+    devices.start_jax()
+    for checkpoint in args.checkpoint.split(","):
+        loaded = open_model(checkpoint, args.which, args.config)
+        model = Model(loaded, args.matmul_precision)
+        passes = tqdm(desc="evaluate", unit="film")
+
+        def mark(frames, times, sound, model=model, passes=passes):
+            passes.update()
+            return model.segment_at(frames, times, sound, probabilities=True)
+
+        figures = real.score(films, mark, loaded.threshold, others)
+        passes.close()
+        about = {"checkpoint": checkpoint, "step": loaded.step, "threshold": loaded.threshold}
+        about |= {"real": args.real, "avs_jax": __version__}
+        print(f"\n{real.tabulate(args.real, figures)}\n{json.dumps(figures | about)}")
+        if args.output:
+            name = f"real_{checkpoint.strip('./').replace('/', '_')}.json"
+            path = epath.Path(args.output) / name
+            errors.check_writable("--output", path.parent)
+            path.write_text(json.dumps(figures | about) + "\n")
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m avs_jax.evaluate",
@@ -117,7 +149,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         return parse
 
     add = parser.add_argument
-    add("--checkpoint", required=True, help="WORKDIR of a run, or converted weights; or A,B,C")
+    add(
+        "--checkpoint",
+        "--model",
+        default=zoo.DEFAULT,
+        help=f"{', '.join(zoo.NAMES)} (of the package), WORKDIR of a run, or converted weights; or "
+        f"A,B,C (default: {zoo.DEFAULT})",
+    )
+    add("--real", metavar="DIR", help="films with boxes instead of a data set, see below")
     add("--which", default="best", help="best, latest or a step (default: best)")
     add("--config", help="FILE[:arguments], for converted weights or another data set")
     add(
@@ -160,6 +199,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", metavar="DIR", help="folder for the results (default: the checkpoint's)")
     add("--distributed", action="store_true", help="one of several hosts (jax.distributed)")
     args = parser.parse_args(argv)
+    _check_arguments(args)
+    return args
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
     if args.f_batch_videos < 1:
         raise errors.BadValueError(f"--f_batch_videos={args.f_batch_videos}: wanted 1 or more.")
     if args.size is not None and args.size < 1:
@@ -171,12 +215,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if len(checkpoints) > 1 and args.save_masks:
         raise errors.BadValueError("--save_masks is for one run at a time; leave out the others.")
-    if len(checkpoints) > 1 and not args.output:
+    if len(checkpoints) > 1 and not (args.output or args.real):
         raise errors.BadValueError(
             f"--checkpoint {args.checkpoint}: several runs have no folder in common for their "
             "mean; add --output DIR."
         )
-    return args
 
 
 # ------------------------------------------------------------------------------------------ inputs
@@ -307,7 +350,8 @@ def describe(
         "avs_jax": __version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    seconds = trained.last_value(epath.Path(checkpoint) / "metrics.jsonl", "train/seconds")
+    log = epath.Path(zoo.own_folder(checkpoint)) / "metrics.jsonl"
+    seconds = trained.last_value(log, "train/seconds")
     if seconds is not None:
         about["train/seconds"] = round(seconds, 1)
     return about

@@ -28,7 +28,7 @@ from avs_jax.models import catr
 from avs_jax.models.forward import model_inputs
 from avs_jax.training import curves
 from avs_jax.types import PyTree
-from avs_jax.weights import open_model
+from avs_jax.weights import open_model, zoo
 from avs_jax.weights.trained import Loaded
 
 
@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, help="WORKDIR of a training run")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help=f"WORKDIR of a training run, or {', '.join(zoo.NAMES)} (of the package)",
+    )
     parser.add_argument("--config", help="FILE[:arguments] that converted weights are for")
     parser.add_argument("--which", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--split", default="test", help="default: test")
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     quiet_libraries()
     devices.start_jax()
-    output = Path(args.output or args.checkpoint)
+    output = Path(args.output or zoo.own_folder(args.checkpoint))
     loaded = open_model(args.checkpoint, args.which, args.config)
     data = loaded.config.data
     source = open_split(data.name, data.subset, args.split, args.data_dir or data.data_dir)
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         drawing.write_png(together, drawing.contact_sheet(drawn))
         print(f"{kind:<10} {output / kind} ({len(drawn)} clips), together {together}")
 
-    log = Path(args.checkpoint) / "metrics.jsonl"
+    log = Path(zoo.own_folder(args.checkpoint)) / "metrics.jsonl"
     if log.exists():
         curves.learning_curve(log, output / "learning_curve.png")
         print(f"{'curve':<10} {output / 'learning_curve.png'}")

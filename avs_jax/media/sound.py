@@ -5,6 +5,7 @@ ffmpeg's stereo downmix and VGGish's mean. Of ambisonic sound (360-degree camera
 cannot mix, the omnidirectional channel is heard.
 """
 
+import itertools
 import json
 import logging
 import pathlib
@@ -13,9 +14,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import av
 import numpy as np
 import soxr
 
+from avs_jax import errors
 from avs_jax.media import sound_probe
 from avs_jax.media.audio import SAMPLE_RATE
 from avs_jax.media.film import VideoInfo, decode_film, open_film, sound_stream
@@ -95,6 +98,29 @@ def read_sound(info: VideoInfo) -> Iterator[Float[np.ndarray, "s"]]:
             "channel sounds); it is heard as silence.",
             info.path,
         )
+
+
+def read_sound_file(path: str) -> Float[np.ndarray, "s"]:
+    """The whole sound of a file that need not have pictures, 16 kHz mono in [-1, 1].
+
+    Raises:
+      NotFoundError: no such file.
+      BadValueError: it holds no sound, or none that can be decoded.
+    """
+    resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+    parts = [np.zeros((1, 0), np.float32)]
+    with open_film(path) as container:
+        stream = sound_stream(container)
+        frames = container.decode(stream) if stream is not None else ()
+        try:
+            for frame in itertools.chain(frames, [None]):
+                parts += [part.to_ndarray() for part in resampler.resample(frame)]
+        except av.FFmpegError as error:
+            raise errors.BadValueError(f"cannot read the sound of {path!r}: {error}.") from error
+    samples = np.concatenate(parts, axis=1)[0]
+    if not len(samples):
+        raise errors.BadValueError(f"{path!r} holds no sound.")
+    return np.clip(samples, -1, 1)
 
 
 class Block(NamedTuple):

@@ -41,9 +41,10 @@ class Heard(NamedTuple):
 class Model:
     """A network with its weights: what `avs_jax.load` gives."""
 
-    def __init__(self, loaded: Loaded):
+    def __init__(self, loaded: Loaded, matmul_precision: str | None = None):
+        """matmul_precision: see `compile_forward`."""
         self.loaded = loaded
-        self._forward = compile_forward(loaded)
+        self._forward = compile_forward(loaded, matmul_precision)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -99,7 +100,7 @@ class Model:
         times: Float[np.ndarray, "t"],
         sound: Float[np.ndarray, "s"],
         *,
-        threshold: float,
+        threshold: float = 0.5,
         probabilities: bool = False,
     ) -> Bool[np.ndarray, "t h w"] | UInt8[np.ndarray, "t h w"] | Float[np.ndarray, "t h w"]:
         """As `segment`, of frames at any rising `times` (seconds) and of 16 kHz mono sound."""

@@ -111,3 +111,15 @@ def test_usual_films_need_no_other_process(tmp_path, monkeypatch, name):
     monkeypatch.setattr(sound, "_probe_in_child", None)
     codecs = {"codec": "mpeg4", "sound_codec": "mp3"} if name == "a.avi" else {}
     assert video.probe(film.write_film(tmp_path / name, **codecs)).channels == 2
+
+
+def test_a_file_without_pictures_is_read_whole(tmp_path):
+    path = film.write_film(tmp_path / "a.wav", picture=None, sound_codec="pcm_s16le", seconds=1)
+    samples = sound.read_sound_file(path)
+    assert samples.shape == (16_000,)
+    np.testing.assert_allclose(samples[::7], film.tone(np.arange(16_000) / 16_000)[::7], atol=0.02)
+
+
+def test_a_file_without_sound_is_refused(tmp_path):
+    with pytest.raises(errors.BadValueError, match="holds no sound"):
+        sound.read_sound_file(film.write_film(tmp_path / "a.mp4", sound=None))

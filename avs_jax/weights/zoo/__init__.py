@@ -90,6 +90,11 @@ def read_about(name: str) -> dict[str, Any]:
     return about
 
 
+def own_folder(checkpoint: str | os.PathLike) -> str:
+    """Where programs write about a checkpoint unless told: into it, or here into NAME_results."""
+    return f"{checkpoint}_results" if is_zoo(checkpoint) else os.fspath(checkpoint)
+
+
 def tell_folder(name: str) -> None:
     """Says, where a folder has the name of the model that was taken, how to name the folder."""
     if os.path.isdir(name):
