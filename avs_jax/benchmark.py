@@ -2,6 +2,7 @@
 
     python -m avs_jax.benchmark --model avesformer --backbone resnet50 --size 224
     python -m avs_jax.benchmark --model avesformer,pcmanet,catr
+    python -m avs_jax.benchmark --model lite
     python -m avs_jax.benchmark --model pcmanet --backbone pvt_v2_b5 --compare masking=false
     python -m avs_jax.benchmark --model catr --backbone pvt_v2_b5 --field input_scale=2
 
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from tqdm import tqdm
 
@@ -34,6 +36,7 @@ from avs_jax.media import audio
 from avs_jax.models import MODELS, get_model
 from avs_jax.models.forward import count_params, init_shapes, make_forward
 from avs_jax.scoring import metrics
+from avs_jax.weights import zoo
 
 # Rows of the table: title, number of a row of figures, format.
 TABLE = (
@@ -95,12 +98,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    known = ", ".join(MODELS)
+    known = ", ".join((*MODELS, *zoo.NAMES))
     parser.add_argument("--model", default="avesformer", help=f"comma-separated, of {known}")
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--audio_backbone", default="vggish")
     parser.add_argument("--num_classes", type=int, default=1)
-    parser.add_argument("--size", type=int, default=224, help="pixels (default: 224)")
+    parser.add_argument(
+        "--size", type=int, help="pixels (default: 224, or those of a model of the package)"
+    )
     parser.add_argument("--seconds", type=int, default=5, help="frames of a clip (default: 5)")
     parser.add_argument("--batch_size", type=int, default=1, help="clips (default: 1)")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
@@ -115,6 +120,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="fields of a second variant of each model, timed against the first",
     )
     args = parser.parse_args(argv)
+    if args.size is None:
+        sizes = [zoo.read_about(m)["config"]["data"]["size"] for m in zoo.NAMES if m == args.model]
+        args.size = sizes[0] if sizes else 224
     for name in ("size", "seconds", "batch_size", "runs"):
         if getattr(args, name) < 1:
             raise errors.BadValueError(f"--{name}={getattr(args, name)}: wanted 1 or more.")
@@ -130,13 +138,16 @@ def list_variants(args: argparse.Namespace) -> list[tuple[str, dict]]:
     common = {k: getattr(args, k) for k in ("backbone", "audio_backbone", "num_classes", "dtype")}
     variants = []
     for name in args.model.split(","):
-        base = {"name": name} | common | parse_fields(name, "--field", args.field)
+        base = {"name": name} | common
+        if zoo.is_zoo(name):  # its own fields; those of the command line are for the others
+            base = dict(ml_collections.FrozenConfigDict(zoo.read_about(name)["config"]["model"]))
+        base |= parse_fields(base["name"], "--field", args.field)
         variants.append((name, base))
         if args.compare:
             # A comma parts fields, but not the numbers of a [list].
             texts = re.split(r",(?![^\[]*\])", args.compare)
             variants.append(
-                (f"{name}:{args.compare}", base | parse_fields(name, "--compare", texts))
+                (f"{name}:{args.compare}", base | parse_fields(base["name"], "--compare", texts))
             )
     return variants
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from avs_jax import benchmark, errors
+from tests.weights.zoo import stand_in
 
 TINY = ["--backbone=small_resnet", "--audio_backbone=audio_cnn", "--size=32", "--runs=2"]
 TINY += ["--seconds=1", "--field=dim=16", "--field=num_heads=2", "--field=num_prompts=2"]
@@ -54,6 +55,14 @@ def test_two_variants_stand_side_by_side(capsys):
 
 def parse(*arguments):
     return benchmark.list_variants(benchmark.parse_arguments([*arguments]))
+
+
+def test_a_model_of_the_package_has_its_own_fields_and_size(tmp_path, monkeypatch):
+    loaded = stand_in.write(tmp_path, monkeypatch)
+    args = benchmark.parse_arguments(["--model=lite", "--backbone=resnet50"])
+    ((label, fields),) = benchmark.list_variants(args)
+    assert (label, fields) == ("lite", dict(loaded.config.model))
+    assert args.size == stand_in.SIZE
 
 
 def test_compared_variant_has_the_other_fields_of_the_first():
