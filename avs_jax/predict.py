@@ -20,7 +20,6 @@ alone.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
 import re
 import sys
@@ -39,7 +38,7 @@ from avs_jax.media.drawing import Overlay, write_png
 from avs_jax.media.partial import removed_on_signals
 from avs_jax.media.video import VideoInfo, probe, read_clips, read_frames, require_audio
 from avs_jax.media.video_writer import OverlayWriter, check_folder, check_output
-from avs_jax.prediction.masks import compile_forward, masks_from_logits, run_clips
+from avs_jax.prediction.masks import Decision, compile_forward, run_clips
 from avs_jax.types import UInt8
 from avs_jax.weights import open_model, zoo
 from avs_jax.weights.trained import MATMUL_PRECISIONS, Loaded
@@ -301,12 +300,10 @@ def predict_masks(
         fps=fps,
         allow_silent=allow_silent,
     )
-    decide = functools.partial(
-        masks_from_logits, height=info.height, width=info.width, threshold=threshold
-    )
+    decision = Decision(info.height, info.width, threshold=threshold)
     held: list[tuple[float, bytes, bool]] = []  # of the clip in hand, whose phases interleave
     index = 0
-    for clip, masks, binary in run_clips(clips, forward, decide, batch_size):
+    for clip, masks, binary in run_clips(clips, forward, decision, batch_size):
         if clip.index != index:
             yield from _release(held, info)
             held, index = [], clip.index

@@ -18,12 +18,7 @@ from avs_jax.backbones.yamnet import YAMNet, read_class_names
 from avs_jax.media import audio
 from avs_jax.media.audio import SAMPLE_RATE
 from avs_jax.prediction import arrays
-from avs_jax.prediction.masks import (
-    compile_forward,
-    masks_from_logits,
-    probabilities_from_logits,
-    run_clips,
-)
+from avs_jax.prediction.masks import Decision, compile_forward, run_clips
 from avs_jax.types import Bool, Float, UInt8
 from avs_jax.weights import open_model, zoo
 from avs_jax.weights.trained import Loaded
@@ -105,11 +100,7 @@ class Model:
     ) -> Bool[np.ndarray, "t h w"] | UInt8[np.ndarray, "t h w"] | Float[np.ndarray, "t h w"]:
         """As `segment`, of frames at any rising `times` (seconds) and of 16 kHz mono sound."""
         height, width = frames.shape[1:3]
-        settings = {"height": height, "width": width}
-        if probabilities:
-            decide = functools.partial(probabilities_from_logits, **settings)
-        else:
-            decide = functools.partial(masks_from_logits, threshold=threshold, **settings)
+        decision = Decision(height, width, threshold=threshold, probabilities=probabilities)
         data = self.loaded.config.data
         places = []
 
@@ -129,7 +120,7 @@ class Model:
         kind = np.float32 if probabilities else (bool if binary else np.uint8)
         found = np.zeros((len(frames), height, width), kind)
         # Clips are cut a batch ahead of the one that comes back.
-        for i, (_, decided, _) in enumerate(run_clips(clips(), self._forward, decide, 1)):
+        for i, (_, decided, _) in enumerate(run_clips(clips(), self._forward, decision, 1)):
             is_new = places[i] >= 0
             found[places[i][is_new]] = decided[is_new]
         return found

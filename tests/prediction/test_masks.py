@@ -8,29 +8,45 @@ import pytest
 from avs_jax.prediction import masks
 
 
+def decide(logits, height, width, **settings):
+    decision = masks.Decision(height, width, **settings)
+    begun = np.asarray(decision.begin(jnp.asarray(logits)))
+    return np.stack([decision.finish(clip, logits.shape[-1] == 1) for clip in begun])
+
+
+def make_logits(classes, size=(16, 20)):
+    return np.random.default_rng(0).normal(size=(2, 3, *size, classes)).astype(np.float32)
+
+
+def resize(logits, size):
+    shape = (*logits.shape[:2], *size, logits.shape[-1])
+    return np.asarray(jax.image.resize(logits, shape, "bilinear", antialias=False))
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize("size", [(50, 70), (9, 11), (16, 20)])
+def test_masks_are_those_of_resized_logits(classes, size):
+    logits = make_logits(classes)
+    resized = resize(logits, size)
+    expected = resized[..., 0] > 0 if classes == 1 else resized.argmax(-1)
+    found = decide(logits, *size)
+    assert found.dtype == np.uint8
+    # Two sums of rounded products may fall on either side of a tie.
+    assert (found != expected).mean() < 1e-3
+
+
 @pytest.mark.parametrize("classes", [1, 5])
 @pytest.mark.parametrize("size", [(50, 70), (9, 11)])
-def test_masks_from_logits_are_those_of_resized_logits(classes, size):
-    logits = np.random.default_rng(0).normal(size=(2, 3, 16, 20, classes)).astype(np.float32)
-    resized = jax.image.resize(
-        jnp.asarray(logits), (2, 3, *size, classes), "bilinear", antialias=False
-    )
-    expected = resized[..., 0] > 0 if classes == 1 else resized.argmax(-1)
-    found = masks.masks_from_logits(jnp.asarray(logits), *size)
-    # Two sums of rounded products may fall on either side of a tie.
-    assert (np.asarray(found) != np.asarray(expected)).mean() < 1e-3
-
-
-@pytest.mark.parametrize("classes", [1, 5])
-def test_probabilities_are_of_any_class_but_background(classes):
-    logits = np.random.default_rng(0).normal(size=(1, 2, 8, 8, classes)).astype(np.float32)
-    found = masks.probabilities_from_logits(jnp.asarray(logits), 8, 8)
-    exp = np.exp(logits)
+def test_probabilities_are_of_any_class_but_background(classes, size):
+    logits = make_logits(classes)
+    exp = np.exp(resize(logits, size).astype(np.float64))
     expected = exp / (1 + exp) if classes == 1 else 1 - exp[..., :1] / exp.sum(-1, keepdims=True)
-    np.testing.assert_allclose(found, expected[..., 0], atol=1e-6)
+    found = decide(logits, *size, probabilities=True)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected[..., 0], atol=2e-6)
 
 
 def test_a_mask_is_where_the_probability_is_above_the_threshold():
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 8, 8, 1)), jnp.float32)
-    marked = np.asarray(masks.masks_from_logits(logits, 20, 30, 0.3))
-    assert (marked == (np.asarray(masks.probabilities_from_logits(logits, 20, 30)) > 0.3)).all()
+    logits = make_logits(1)
+    marked = decide(logits, 20, 30, threshold=0.3)
+    assert (marked == (decide(logits, 20, 30, probabilities=True) > 0.3)).all()

@@ -83,6 +83,7 @@ def empty_about(folder):
 def pack_for_another_network(folder):
     about = json.loads((folder / "lite.json").read_text())
     about["config"]["model"]["dim"] = 16
+    about["versions"]["avs_jax"] = "0.0.9"
     (folder / "lite.json").write_text(json.dumps(about))
 
 
