@@ -100,6 +100,8 @@ class Network:
             return *pair, exists
 
         self.names = loaded.class_names
+        # Of one class: the logit from which on its pixels sound.
+        self.least = loaded.temperature * np.log(loaded.threshold / (1 - loaded.threshold))
         self.model = loaded.model
         self._variables = loaded.variables
         self._matmul_precision = loaded.matmul_precision
@@ -148,9 +150,9 @@ class Sample(NamedTuple):
         return int(self.clip["frame_mask"].sum())
 
 
-def predict_ids(logits: np.ndarray) -> np.ndarray:
-    """Logits f32[.. k] -> class ids i32[..]; 0 or 1 where there is one class."""
-    ids = logits[..., 0] > 0 if logits.shape[-1] == 1 else logits.argmax(-1)
+def predict_ids(logits: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """Logits f32[.. k] -> class ids i32[..]; where there is one class 1 above the logit `least`."""
+    ids = logits[..., 0] > least if logits.shape[-1] == 1 else logits.argmax(-1)
     return ids.astype(np.int32)
 
 
@@ -158,7 +160,7 @@ def draw_strip(network: Network, sample: Sample) -> np.ndarray:
     """What every model is drawn with: frames, truth, prediction, sound."""
     return drawing.strip(
         *sample.known(),
-        predict_ids(sample.outputs["logits"][0])[: sample.seconds],
+        predict_ids(sample.outputs["logits"][0], network.least)[: sample.seconds],
         sample.clip["waveform"][: SAMPLE_RATE * sample.seconds],
         class_names=network.names,
         binary=network.names is None,

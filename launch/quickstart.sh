@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a segmented video: environment, embedded data set, training, evaluation,
-# prediction, pictures. About ten minutes on two CPU cores; a second run reuses what is there.
+# prediction, pictures; then the model that comes with the package on real things, where their packages
+# can be had. About eleven minutes on two CPU cores; a second run reuses what is there.
 #
 #   bash launch/quickstart.sh [--steps N] [--workdir DIR] [--data_dir DIR] [-- --config.FIELD=VALUE ...]
 #
@@ -22,7 +23,7 @@ while [ $# -gt 0 ]; do
       shift 2
       ;;
     --help | -h)
-      sed -n '2,7s/^# \{0,1\}//p' "$0"
+      sed -n '2,8s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     --)
@@ -58,6 +59,28 @@ python -m avs_jax.predict "$video" --checkpoint "$workdir" --output "$workdir/ov
 echo "== pictures"
 python -m avs_jax.pictures --checkpoint "$workdir" --split test --count 4 --data_dir "$data_dir"
 
+echo "== real pictures and sounds: the model that comes with the package, $workdir/real"
+media=$data_dir/media
+# Half a minute at a good connection. What was fetched stays for the next time.
+patience=(timeout 120)
+command -v timeout >/dev/null || patience=()
+if [ -e "$media/media.json" ]; then
+  real=yes
+elif ! command -v apt-get >/dev/null; then
+  real= because="they are in packages of Debian"
+elif PYTHON=python "${patience[@]}" bash launch/fetch_media.sh "$media"; then
+  real=yes
+else
+  real= because="see above"
+fi
+if [ -n "$real" ]; then
+  python -m avs_jax.pictures --checkpoint lite --split test --count 4 --data_dir "$media" \
+    --output "$workdir/real"
+  real="  $workdir/real/strips.png       the same of real things, by the model that comes with the package"
+else
+  echo "left out: real pictures and sounds cannot be had here ($because)"
+fi
+
 cat <<TEXT
 
 Look at:
@@ -65,6 +88,8 @@ Look at:
   $workdir/strips.png           frame | truth | prediction of held-out clips
   $workdir/learning_curve.png
   $workdir/results.json         the figures of the table above
-Your own video:
-  .venv/bin/python -m avs_jax.predict VIDEO --checkpoint $workdir --output OVERLAY.mp4
+${real:-}
+Your own video, by the model that comes with the package, then by the one just trained:
+  .venv/bin/avs-jax predict VIDEO
+  .venv/bin/avs-jax predict VIDEO --model $workdir --output OVERLAY.mp4
 TEXT

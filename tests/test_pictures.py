@@ -15,6 +15,7 @@ from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.weights.trained import build_model
 from configs import common
 from tests.data.tiny import build_tiny
+from tests.weights.zoo import stand_in
 
 SMALL = {
     "avesformer": {
@@ -129,3 +130,14 @@ def test_clip_is_shown_as_long_as_it_is():
     }
     sample = pictures.Sample(clip, clip, {})
     assert [x.shape[0] for x in sample.known()] == [3, 3]
+
+
+def test_masks_of_one_class_begin_at_the_model_s_own_threshold():
+    loaded = stand_in.make_loaded()._replace(temperature=2.0, threshold=0.3)
+    least = pictures.Network(loaded).least
+    p = 1 / (1 + np.exp(-np.array([least - 0.01, least + 0.01]) / 2.0))
+    assert p[0] < 0.3 < p[1]
+    assert pictures.predict_ids(np.array([[least - 0.01], [least + 0.01]]), least).tolist() == [
+        0,
+        1,
+    ]
