@@ -113,7 +113,7 @@ def evaluate_real(args: argparse.Namespace) -> None:
     for checkpoint in args.checkpoint.split(","):
         loaded = open_model(checkpoint, args.which, args.config)
         model = Model(loaded, args.matmul_precision)
-        passes = tqdm(desc="evaluate", unit="film")
+        passes = tqdm(desc="evaluate", unit="pass", total=real.count_passes(films, others))
 
         def mark(frames, times, sound, model=model, passes=passes):
             passes.update()

@@ -12,9 +12,9 @@ Without --model it is `lite`, the small one that comes with the package (weights
 what it knows).
 
 A model sees clips of some seconds, one picture each, so there is one mask a second; --fps 4 gives
-four, each from the picture and the sound around it. Every picture of the overlay carries the mask
-nearest in time. The film is read and written piece by piece: its length is limited by the disk
-alone.
+four, each from the picture and the sound around it, as `lite` does unless told otherwise. Every
+picture of the overlay carries the mask nearest in time. The film is read and written piece by
+piece: its length is limited by the disk alone.
 """
 
 import argparse
@@ -109,7 +109,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--which", default="best", help="best, latest or a step (default: best)")
     add("--output", metavar="FILE", help="overlay film to write: .mp4, .mov or .mkv")
     add("--masks", metavar="DIR", help="folder for one PNG per mask; older masks in it go")
-    add("--fps", type=int, default=1, metavar="F", help="masks a second (default: 1)")
+    add(
+        "--fps",
+        type=int,
+        metavar="F",
+        help="masks a second (default: 1; of the package's models 4)",
+    )
     add("--allow_silent", "--allow-silent", action="store_true", help="take no sound as silence")
     add("--threshold", type=float, help="of a sounding pixel's probability (default: the model's)")
     add("--batch_size", "--batch-size", type=int, default=1, help="clips at a time (default: 1)")
@@ -122,6 +127,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(mark_paths(parser, sys.argv[1:] if argv is None else argv))
     if not args.output and not args.masks:
         args.output = f"{os.path.splitext(os.path.basename(args.video))[0]}_overlay.mp4"
+    if args.fps is None:  # theirs look at each picture alone, and are fast
+        args.fps = 4 if zoo.is_zoo(args.model) else 1
     for name in ("fps", "batch_size"):
         if getattr(args, name) < 1:
             raise errors.BadValueError(f"--{name}={getattr(args, name)}: wanted 1 or more.")

@@ -79,6 +79,13 @@ def test_program_needs_nothing_but_a_film(tmp_path, monkeypatch, capsys):
     assert "model lite: avesformer of the package, step 7" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fps"), [([], 4), (["--model", "run"], 1), (["--fps", "25"], 25)]
+)
+def test_masks_a_second_unless_told(arguments, fps):
+    assert predict.parse_arguments(["a.mp4", *arguments]).fps == fps
+
+
 @pytest.mark.parametrize(("asked", "threshold"), [([], 0.3), (["--threshold", "0.6"], 0.6)])
 def test_threshold_is_the_model_s_unless_given(tmp_path, monkeypatch, asked, threshold):
     stand_in.write(tmp_path, monkeypatch, threshold=0.3)

@@ -101,6 +101,19 @@ def test_films_of_one_kind_are_not_held_against_each_other(folder):
     assert "marked_other" not in figures
 
 
+def test_passes_are_counted_beforehand(folder):
+    calls = []
+
+    def mark(*inputs):
+        calls.append(inputs)
+        return deaf(*inputs)
+
+    others = {"whistle": np.ones(16_000, np.float32)}
+    films = real.read_films(folder)
+    real.score(films, mark, 0.5, others)
+    assert len(calls) == real.count_passes(films, others)
+
+
 def test_sounds_that_no_picture_shows_are_marked_apart(folder):
     (folder / "sounds").mkdir()
     film.write_film(folder / "sounds" / "whistle.wav", picture=None, sound_codec="pcm_s16le")

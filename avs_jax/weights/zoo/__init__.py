@@ -158,7 +158,10 @@ def save_zoo(
 
 def _without_places(config: dict[str, Any]) -> dict[str, Any]:
     """The config without the folders of the machine that it was trained on."""
-    return config | {"init_from": dict.fromkeys(config.get("init_from") or {}, "")}
+    places = {"init_from": dict.fromkeys(config.get("init_from") or {}, "")}
+    # As configs/common.py has them.
+    data_dir = {"stamps": "data/media"}.get(config["data"].get("name"), "data")
+    return config | places | {"data": config["data"] | {"data_dir": data_dir}}
 
 
 def _check_fits(name: str, flat: Mapping, model, config) -> None:

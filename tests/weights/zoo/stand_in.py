@@ -16,7 +16,7 @@ def make_loaded(seed=0, **fields):
     """Random weights that float16 holds exactly; the masks of noise are neither empty nor full."""
     config = ml_collections.ConfigDict({"model": FIELDS | {"num_classes": 1} | fields})
     config.data = {"name": "sounding_shapes", "subset": "ms3", "size": SIZE, "seconds": SECONDS}
-    config.data.update({"frame_offset": 0.5, "alignment": "second", "data_dir": "data"})
+    config.data.update({"frame_offset": 0.5, "alignment": "second", "data_dir": "/home/me/data"})
     config.init_from = {"model": "", "backbone": "/home/me/lite0"}
     model = models.get_model(**config.model.to_dict())
     rng = np.random.default_rng(seed)
