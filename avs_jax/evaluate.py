@@ -32,6 +32,11 @@ the same masks, so compare within one family only:
 
 scores the model that comes with the package, or that of --checkpoint, on films of your own with
 boxes around what sounds (boxes.json; its form and the figures are told in scoring/real.py).
+
+    python -m avs_jax.evaluate --calibrate --split validation
+
+tells how true a model's probabilities are, and the temperature and threshold that `convert
+--to-zoo` takes (one class only; scoring/calibration.py).
 """
 
 import argparse
@@ -50,12 +55,13 @@ from tqdm import tqdm
 
 from avs_jax import __version__, devices, errors
 from avs_jax.config import differences
-from avs_jax.data import load_class_names, open_split
+from avs_jax.data import load_class_names, open_split, transforms
 from avs_jax.devices import quiet_libraries
 from avs_jax.media.partial import removed_on_signals
 from avs_jax.models.forward import count_params
+from avs_jax.prediction.masks import compile_forward
 from avs_jax.prediction.model import Model
-from avs_jax.scoring import evaluators, modes, real, report, seeds, sounds, views
+from avs_jax.scoring import calibration, evaluators, modes, real, report, seeds, sounds, views
 from avs_jax.scoring.evaluators import ORACLE, Evaluator
 from avs_jax.scoring.records import Records
 from avs_jax.weights import open_model, trained, zoo
@@ -67,7 +73,12 @@ FAMILIES = (*modes.MODES, "robust")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     with removed_on_signals():
-        evaluate_real(args) if args.real else evaluate(args)
+        if args.real:
+            evaluate_real(args)
+        elif args.calibrate:
+            calibrate(args)
+        else:
+            evaluate(args)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -131,6 +142,40 @@ def evaluate_real(args: argparse.Namespace) -> None:
             path.write_text(json.dumps(figures | about) + "\n")
 
 
+def calibrate(args: argparse.Namespace) -> None:
+    """Temperature and threshold of one checkpoint by a split; tables and a JSON line."""
+    quiet_libraries()
+    devices.start_jax()
+    loaded = open_model(args.checkpoint, args.which, args.config)
+    data = loaded.config.data
+    if loaded.config.model.num_classes > 1:
+        raise errors.BadValueError("--calibrate is for models of one class; this one has more.")
+    source = open_split(data.name, data.subset, args.split, args.data_dir or data.data_dir)
+    forward = compile_forward(loaded._replace(temperature=1.0), args.matmul_precision)
+    fit, counts = transforms.Resize(data.size), calibration.LogitCounts()
+    for index in tqdm(range(len(source)), desc="calibrate", unit="clip"):
+        clip = fit.map(source[index])
+        inputs = (clip[name][None] for name in ("frames", "waveform", "frame_mask"))
+        logits = np.asarray(forward(*inputs)[0, ..., 0])
+        use = clip["frame_mask"] & clip["label_mask"]
+        for frame, label in zip(logits[use], clip["label"][use], strict=True):
+            counts.add(frame, label > 0)
+    counts = counts.counts()
+    found, total = calibration.fit(counts), counts.sum(0)
+    for title, temperature in (("as trained", 1.0), ("calibrated", found.temperature)):
+        rows = {
+            f"{said:.3f}": {"share that sounds": true, "pixels": pixels}
+            for said, true, pixels in calibration.reliability(total, temperature)
+        }
+        print(report.make_table(f"said, {title}", ["share that sounds", "pixels"], rows))
+    about = {"checkpoint": args.checkpoint, "step": loaded.step, "split": args.split}
+    about |= {"frames": len(counts), "avs_jax": __version__}
+    print(json.dumps(found._asdict() | about))
+    if args.output:
+        errors.check_writable("--output", epath.Path(args.output))
+        calibration.draw(epath.Path(args.output) / "reliability.png", total, found.temperature)
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m avs_jax.evaluate",
@@ -156,6 +201,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"{', '.join(zoo.NAMES)} (of the package), WORKDIR of a run, or converted weights; or "
         f"A,B,C (default: {zoo.DEFAULT})",
     )
+    add("--calibrate", action="store_true", help="how true probabilities are, see below")
     add("--real", metavar="DIR", help="films with boxes instead of a data set, see below")
     add("--which", default="best", help="best, latest or a step (default: best)")
     add("--config", help="FILE[:arguments], for converted weights or another data set")

@@ -444,6 +444,16 @@ def _refuse(run, error, match, *arguments):
         evaluate.main(["--checkpoint", str(run[0]), *arguments])
 
 
+def test_calibration_is_told_and_drawn(run, tmp_path, capsys):
+    arguments = ["--calibrate", "--split", "test", "--output", str(tmp_path)]
+    evaluate.main(["--checkpoint", str(run[0]), *arguments])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["temperature"] > 0
+    assert 0 < found["threshold"] < 1
+    assert found["nll"] <= found["nll_before"]
+    assert (tmp_path / "reliability.png").exists()
+
+
 def test_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(errors.NotFoundError, match="no checkpoint under"):
         evaluate.main(["--checkpoint", str(tmp_path)])

@@ -36,6 +36,8 @@ LAZY = {
     ("avs_jax.data", "avs_jax.data.decoding"): "with tensorflow_datasets, which it needs",
     ("avs_jax.data.sounding_shapes.build", "avs_jax.data.sounding_shapes.preview"): "PIL and cv2, "
     "which building does not need",
+    ("avs_jax.scoring.calibration", "matplotlib.backends.backend_agg"): "0.5 s, for one picture",
+    ("avs_jax.scoring.calibration", "matplotlib.figure"): "0.5 s, for one picture",
     ("avs_jax.training.curves", "matplotlib.backends.backend_agg"): "0.5 s, for one picture",
     ("avs_jax.training.curves", "matplotlib.figure"): "0.5 s, for one picture",
     (

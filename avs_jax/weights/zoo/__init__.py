@@ -159,6 +159,8 @@ def save_zoo(
 def _without_places(config: dict[str, Any]) -> dict[str, Any]:
     """The config without the folders of the machine that it was trained on."""
     places = {"init_from": dict.fromkeys(config.get("init_from") or {}, "")}
+    if "remember" in config:
+        places["remember"] = config["remember"] | {"folder": ""}
     # As configs/common.py has them.
     data_dir = {"stamps": "data/media"}.get(config["data"].get("name"), "data")
     return config | places | {"data": config["data"] | {"data_dir": data_dir}}
