@@ -60,25 +60,17 @@ echo "== pictures"
 python -m avs_jax.pictures --checkpoint "$workdir" --split test --count 4 --data_dir "$data_dir"
 
 echo "== real pictures and sounds: the model that comes with the package, $workdir/real"
-media=$data_dir/media
+media=$data_dir/media real=
 # Half a minute at a good connection. What was fetched stays for the next time.
 patience=(timeout 120)
 command -v timeout >/dev/null || patience=()
-if [ -e "$media/media.json" ]; then
-  real=yes
-elif ! command -v apt-get >/dev/null; then
-  real= because="they are in packages of Debian"
-elif PYTHON=python "${patience[@]}" bash launch/fetch_media.sh "$media"; then
-  real=yes
-else
-  real= because="see above"
-fi
-if [ -n "$real" ]; then
-  python -m avs_jax.pictures --checkpoint lite --split test --count 4 --data_dir "$media" \
-    --output "$workdir/real"
-  real="  $workdir/real/strips.png       the same of real things, by the model that comes with the package"
-else
-  echo "left out: real pictures and sounds cannot be had here ($because)"
+if [ ! -e "$media/media.json" ] && ! command -v apt-get >/dev/null; then
+  echo "left out: real pictures and sounds come in packages of Debian, and there is no apt-get here"
+elif [ ! -e "$media/media.json" ] && ! PYTHON=python "${patience[@]}" bash launch/fetch_media.sh "$media"; then
+  echo "left out: real pictures and sounds cannot be had here (see above)"
+elif python -m avs_jax.pictures --checkpoint lite --split test --count 4 --data_dir "$media" \
+  --output "$workdir/real"; then
+  real="  $workdir/real/strips.png        the same of real things, by the model that comes with the package"
 fi
 
 cat <<TEXT
@@ -88,7 +80,7 @@ Look at:
   $workdir/strips.png           frame | truth | prediction of held-out clips
   $workdir/learning_curve.png
   $workdir/results.json         the figures of the table above
-${real:-}
+$real
 Your own video, by the model that comes with the package, then by the one just trained:
   .venv/bin/avs-jax predict VIDEO
   .venv/bin/avs-jax predict VIDEO --model $workdir --output OVERLAY.mp4
