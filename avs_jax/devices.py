@@ -13,6 +13,7 @@ from logging import CRITICAL, LogRecord, getLogger
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -64,8 +65,13 @@ def start_jax(distributed: bool = False) -> None:
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
-def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    fsdp: int = 1, devices: Sequence[jax.Device] | None = None, by_process: bool = False
+) -> Mesh:
     """All devices (of all hosts) as [data, fsdp].
+
+    by_process: one host's after the other's, as `jax.pmap` needs them; else in the order in which
+      messages are fastest, which on TPUs follows the wires.
 
     Raises:
       BadValueError: fsdp does not divide the number of devices.
@@ -75,12 +81,11 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         raise errors.BadValueError(
             f"fsdp={fsdp} does not divide the {len(devices)} devices; use a divisor."
         )
-    return jax.make_mesh(
-        (len(devices) // fsdp, fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices,
-    )
+    shape, names, types = (len(devices) // fsdp, fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2
+    if by_process:
+        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+        return Mesh(np.reshape(ordered, shape), names, axis_types=types)
+    return jax.make_mesh(shape, names, axis_types=types, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -35,7 +35,7 @@ from avs_jax.models import get_loss
 from avs_jax.models.forward import count_params, init_shapes
 from avs_jax.scoring.evaluators import Evaluator, split_name
 from avs_jax.scoring.views import make_network
-from avs_jax.training import freezing, lock, optim, state
+from avs_jax.training import freezing, lock, optim, sharding, state
 from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.training.logs import Logs
 from avs_jax.training.pictures import ValidationPictures
@@ -66,7 +66,8 @@ def main(argv):
 def train(config, workdir, distributed=False, stop=None, profile_steps=0):
     quiet_libraries()
     devices.start_jax(distributed)
-    mesh = devices.make_mesh(config.fsdp)
+    sharding.check_parallel(config)
+    mesh = devices.make_mesh(config.fsdp, by_process=config.parallel == "pmap")
     check_config(config, mesh)
     workdir = make_workdir(workdir)
     cure = "The same command goes on from the last checkpoint."
@@ -120,10 +121,12 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
     clips = devices.batch_sharding(mesh)
 
     # ---------------------------------------------------------------- model and state
-    model = build_model(config, norm_devices=mesh.size)
+    collectives = sharding.make_collectives(config)
+    norm_devices = mesh.size if collectives.axis is None else 1  # that a step's batch lies on
+    model = build_model(config, norm_devices=norm_devices)
     params = init_shapes(model, config.data.seconds, config.data.size)["params"]
     frozen = freezing.find_frozen(params, config.optimizer.freeze, config.model.norm)
-    model = build_model(config, norm_devices=mesh.size, frozen=frozen.modules)
+    model = build_model(config, norm_devices=norm_devices, frozen=frozen.modules)
     settings = config.optimizer.to_dict()
     schedule = optim.make_schedule(
         settings.pop("learning_rate"),
@@ -191,7 +194,6 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
     )
     if memory:
         batch_shapes = memory.shapes(config.batch_size, clips)
-    shardings = jax.tree.map(lambda x: x.sharding, state_shapes)
     compiled = {}
     for first, size in size_schedule:
         step_fn = state.make_train_step(
@@ -206,18 +208,16 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
             accumulate=config.accumulate,
             ema_decay=config.ema_decay,
             frozen=frozen,
+            collectives=collectives,
         )
         step_fn = state.at_precision(step_fn, config.matmul_precision)
-        names = jax.eval_shape(step_fn, state_shapes, batch_shapes)[1].keys()
+        names = sharding.name_numbers(step_fn, collectives, state_shapes, batch_shapes)
         empty_totals = state.make_empty_totals(names, mesh)
         totals = empty_totals()
         began = time.monotonic()
-        counted = jax.jit(
-            state.count_steps(step_fn),
-            donate_argnums=(0, 1),
-            out_shardings=(shardings, devices.replicated(mesh), devices.replicated(mesh)),
+        compiled[first] = sharding.compile_step(
+            state.count_steps(step_fn), collectives, mesh, train_state, totals, batch_shapes
         )
-        compiled[first] = counted.lower(state_shapes, totals, batch_shapes).compile()
         logs.say(f"train step for {size} x {size} compiled in {time.monotonic() - began:.1f} s")
         if stop.is_set():
             logs.say("SIGTERM: nothing new to save; the same command goes on from here")

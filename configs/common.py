@@ -74,6 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.remat = "none"  # or "dots", "blocks": less memory, more time (layers/remat.py)
     config.model.norm = "global"  # or "per_device", "frozen": batch statistics (layers/regime.py)
     config.model.two_pass_variance = placeholder(bool)  # None: by platform (layers/regime.py)
+    config.model.running_statistics = "first"  # or "mean": where each device has its own
 
     # Keyword arguments of the model's loss.
     config.loss = ml_collections.ConfigDict()
@@ -112,6 +113,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = placeholder(int)
     config.accumulate = 1  # parts a batch is worked through in
     config.size_schedule = ()  # ((first step, size), ...): smaller frames first; () = data.size
+    # Or "pmap": a program per device, each with batch statistics of its own clips, whatever model.norm
+    # says but "frozen"; see avs_jax/training/sharding.py.
+    config.parallel = "sharded"
     config.fsdp = 1  # devices that share each parameter
     config.sharding_rules = ()  # ((regex, axes), ...), see avs_jax/training/sharding.py
     # Of products and convolutions in training: None is the platform's (on a TPU bfloat16 passes, on

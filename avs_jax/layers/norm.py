@@ -67,10 +67,12 @@ class BatchNorm(nn.Module):
         )
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_var, var)):
-                moved = self.momentum * running.value + (1 - self.momentum) * batch[0]
+                moved = self.momentum * running.value + (1 - self.momentum) * batch
                 if mask is not None:  # a device whose clips are all padding has none
-                    moved = jnp.where(mask[0].any(), moved, running.value)
-                running.value = moved
+                    some = mask.any(axis=tuple(range(1, mask.ndim)))
+                    moved = jnp.where(some[:, None], moved, running.value)
+                mean_of_devices = self.regime.running_statistics == "mean"
+                running.value = moved.mean(0) if mean_of_devices else moved[0]
         return y.reshape(x.shape).astype(self.dtype)
 
     def _split(self, x, frame_mask):

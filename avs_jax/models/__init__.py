@@ -39,6 +39,7 @@ def get_model(
     norm: str = "global",
     norm_devices: int = 1,
     two_pass_variance: bool | None = None,
+    running_statistics: str = "first",
     frozen: Sequence[str] = (),
     **fields,
 ) -> nn.Module:
@@ -55,12 +56,14 @@ def get_model(
       norm: whose batch statistics training uses, one of `layers.regime.NORMS`.
       norm_devices: that share a batch, for norm="per_device": the size of the mesh.
       two_pass_variance: see `layers.regime.Regime`; None decides by the platform.
+      running_statistics: which ones they are with norm="per_device", one of
+        `layers.regime.RUNNING_STATISTICS`.
       frozen: module paths that run as in evaluation even in training, e.g. "audio_backbone".
       **fields: further fields of the model's module.
 
     Raises:
-      UnknownNameError: unknown model, backbone, field, dtype, norm or remat; with evidence a
-        backbone that is no classifier.
+      UnknownNameError: unknown model, backbone, field, dtype, norm, running_statistics or remat;
+        with evidence a backbone that is no classifier.
     """
     _, network = _find(name)
     known = {f.name for f in dataclasses.fields(network)} - {"parent", "name", "regime"}
@@ -70,7 +73,7 @@ def get_model(
     if dtype not in DTYPES:
         raise errors.unknown_name("dtype", dtype, DTYPES)
     remat = read_remat(remat)
-    regime = Regime(norm, norm_devices, two_pass_variance, tuple(frozen))
+    regime = Regime(norm, norm_devices, two_pass_variance, running_statistics, tuple(frozen))
     common = {"dtype": jnp.dtype(dtype), "regime": regime}
     heads = [{}, {}]
     if fields.get("evidence"):

@@ -1,16 +1,146 @@
-"""Where the state lies: a sharding for each of its arrays, on the mesh of `avs_jax.devices`."""
+"""How devices share a training step: where the state lies, and which program they run.
+
+`config.parallel`, one of MODES:
+
+    sharded   one program over the mesh of `avs_jax.devices`, by `jax.jit`: each array of the state
+              has a sharding, and all sums are over the global batch. The default.
+    pmap      a program per device, by `jax.pmap` over all devices of all hosts: each works on its
+              own clips with its own batch statistics, as the replicas of PyTorch's DataParallel and
+              DistributedDataParallel. What a loss sums and counts, and the gradients, are summed
+              over devices, so that they are those of the global batch; every device then updates
+              its own copy of the state alike. Each draws its own dropout.
+
+Both take and give the same global arrays, and so read each other's checkpoints. Evaluation, where
+no clip meets another, is the same sharded program in both.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from avs_jax import errors
-from avs_jax.devices import replicated
+from avs_jax.devices import batch_sharding, replicated
 from avs_jax.training.rules import Rules, apply_rules
-from avs_jax.types import PyTree, path_name
+from avs_jax.types import Array, PyTree, path_name
+
+MODES = ("sharded", "pmap")
 
 # Smaller arrays are not worth the messages: 2**14 float32 are 64 KiB.
 MIN_FSDP_SIZE = 2**14
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """What a step asks of the other devices.
+
+    axis: of `jax.pmap`; None: the step sees the global batch, and has nothing to ask.
+    running_statistics: one of `layers.regime.RUNNING_STATISTICS`.
+    """
+
+    axis: str | None = None
+    running_statistics: str = "first"
+
+    def total(self, tree: PyTree) -> PyTree:
+        """The sum over all devices, of each array."""
+        return tree if self.axis is None else jax.lax.psum(tree, self.axis)
+
+    def own_key(self, key: Array) -> Array:
+        """A random key of this device's own."""
+        return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+
+    def agree(self, batch_stats: PyTree) -> PyTree:
+        """The running statistics that all devices go on with, of each one's own."""
+        if self.axis is None or not batch_stats:
+            return batch_stats
+        if self.running_statistics == "mean":
+            return jax.lax.pmean(batch_stats, self.axis)
+        is_first = jax.lax.axis_index(self.axis) == 0
+        return self.total(jax.tree.map(lambda x: jnp.where(is_first, x, 0), batch_stats))
+
+
+WHOLE_BATCH = Collectives()
+
+
+def make_collectives(config: ml_collections.ConfigDict) -> Collectives:
+    """Of a step in the mode that `config.parallel` says."""
+    if config.parallel == "sharded":
+        return WHOLE_BATCH
+    return Collectives("devices", config.model.running_statistics)
+
+
+def check_parallel(config: ml_collections.ConfigDict) -> None:
+    """Raises UnknownNameError or BadValueError for a mode that there is not, or that cannot do what
+    other fields ask for."""
+    if config.parallel not in MODES:
+        raise errors.unknown_name("parallel", config.parallel, MODES)
+    if config.parallel == "pmap" and config.fsdp > 1:
+        raise errors.BadValueError(
+            f"parallel='pmap' keeps the whole state on every device, fsdp={config.fsdp} a part of "
+            "it; use fsdp=1, or parallel='sharded'."
+        )
+    if config.parallel == "pmap" and len(config.sharding_rules):
+        raise errors.BadValueError(
+            "parallel='pmap' keeps the whole state on every device: leave out sharding_rules, or "
+            "use parallel='sharded'."
+        )
+
+
+def name_numbers(
+    step: Callable, collectives: Collectives, state: PyTree, batch: PyTree
+) -> tuple[str, ...]:
+    """Of the numbers that `step(state, batch) -> (state, numbers)` gives; arguments or shapes."""
+    if collectives.axis is not None:  # else its sums would be over an axis that is not there
+        step = jax.vmap(step, in_axes=None, axis_name=collectives.axis, axis_size=1)
+    return tuple(jax.eval_shape(step, state, batch)[1])
+
+
+def compile_step(
+    step: Callable,
+    collectives: Collectives,
+    mesh: Mesh,
+    state: PyTree,
+    totals: PyTree,
+    batch: PyTree,
+) -> Callable:
+    """`step(state, totals, batch) -> (state, totals, token)` as a program for all devices.
+
+    Args:
+      step: see `state.count_steps`; its state and totals are donated.
+      state, totals: arrays. batch: shapes f32[b ...] with shardings, b over all devices.
+    """
+    if collectives.axis is None:
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        outputs = (shardings, replicated(mesh), replicated(mesh))
+        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=outputs)
+        return jitted.lower(state, totals, batch).compile()
+
+    def deal(batch):
+        return jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
+
+    # On each device alone, so that nothing travels: [b ...] and [devices b/devices ...] lie alike.
+    deal = jax.jit(deal, out_shardings=batch_sharding(mesh))
+    mapped = jax.pmap(
+        step,
+        collectives.axis,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=tuple(mesh.devices.flat),
+        axis_size=mesh.size,
+        donate_argnums=(0, 1),
+    )
+    # Called as it is, it would take and give, on several hosts, arrays of one host; as compiled it
+    # takes and gives global ones. There it cannot be lowered from shapes (jax 0.10).
+    zeros = jax.jit(
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch),
+        out_shardings=batch_sharding(mesh),
+    )
+    compiled = mapped.lower(state, totals, deal(zeros())).compile()
+    return lambda state, totals, batch: compiled(state, totals, deal(batch))
 
 
 def state_shardings(shapes: PyTree, params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:

@@ -16,7 +16,7 @@ from avs_jax.models.forward import example_inputs, model_inputs
 from avs_jax.training import freezing, remembered
 from avs_jax.training.freezing import NOTHING, Frozen
 from avs_jax.training.rules import Rules
-from avs_jax.training.sharding import state_shardings
+from avs_jax.training.sharding import WHOLE_BATCH, Collectives, state_shardings
 from avs_jax.types import Array, Int, PyTree, UInt8
 
 
@@ -139,9 +139,14 @@ def resize_label(
     return jax.image.resize(label, (*label.shape[:2], size, size), "nearest")
 
 
-def split_batch(x: Array, parts: int, mesh: Mesh) -> Array:
-    """[b ...] -> [parts b/parts ...]; a part has every parts-th clip: devices keep theirs."""
+def split_batch(x: Array, parts: int, mesh: Mesh | None) -> Array:
+    """[b ...] -> [parts b/parts ...]; a part has every parts-th clip: devices keep theirs.
+
+    mesh: that the batch lies on; None: on one device.
+    """
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    if mesh is None:
+        return x
     spec = PartitionSpec(None, ("data", "fsdp"))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
@@ -159,6 +164,7 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     frozen: Frozen = NOTHING,
+    collectives: Collectives = WHOLE_BATCH,
 ) -> Callable:
     """`step(state, batch) -> (state, {name: f32[]})`, pure.
 
@@ -174,6 +180,7 @@ def make_train_step(
         the counts of the whole batch; memory falls accordingly. Batch statistics are those of each
         part in turn.
       frozen: what neither changes nor is differentiated.
+      collectives: with an axis, `batch` is one device's part, and the step is to be mapped over it.
     """
 
     def apply(variables, batch, rng):
@@ -204,34 +211,47 @@ def make_train_step(
     def find_terms(outputs, batch):
         return loss(outputs, batch | {"label": resize_label(batch["label"], size)})
 
-    gradient = _make_gradient(apply, find_terms, accumulate, mesh)
+    lies_on = mesh if collectives.axis is None else None
+    gradient = _make_gradient(apply, find_terms, accumulate, lies_on, collectives)
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        rng = collectives.own_key(jax.random.fold_in(jax.random.key(seed), state.step))
         learning, _ = freezing.split(state.params, frozen.params)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         grads, parts, batch_stats = gradient(learning, variables, batch, rng)
+        grads, parts = collectives.total((grads, parts))
+        moving, _ = freezing.split_statistics(batch_stats, frozen)
+        moving = collectives.agree(moving)
         updates, opt_state = optimizer.update(grads, state.opt_state, learning)
         learning = optax.apply_updates(learning, updates)
         ema = state.ema
         if ema_decay is not None:
-            moving, _ = freezing.split_statistics(batch_stats, frozen)
             ema = average(ema, {"params": learning, "batch_stats": moving}, state.step, ema_decay)
         params = freezing.overlay(state.params, learning)
+        batch_stats = freezing.overlay(batch_stats, moving)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
         return new, parts | {"grad_norm": optax.tree.norm(grads)}
 
     return step
 
 
-def _make_gradient(apply: Callable, find_terms: Callable, accumulate: int, mesh: Mesh) -> Callable:
+def _make_gradient(
+    apply: Callable,
+    find_terms: Callable,
+    accumulate: int,
+    mesh: Mesh | None,
+    collectives: Collectives,
+) -> Callable:
     """`gradient(learning, variables, batch, rng)` -> that of `learning`, which takes the place of
-    its like in `variables`; the loss and its terms; new batch statistics."""
+    its like in `variables`; the loss and its terms; new batch statistics. Over devices the first
+    two add up."""
 
     def loss_of(learning, variables, batch, rng, counts):
         params = freezing.overlay(variables["params"], learning)
         outputs, batch_stats = apply(variables | {"params": params}, batch, rng)
         terms = find_terms(outputs, batch)
+        if counts is None:
+            counts = total_counts(terms)
         total = losses.total(terms, counts)
         return total, ({"loss": total} | losses.means(terms, counts), batch_stats)
 
@@ -241,11 +261,14 @@ def _make_gradient(apply: Callable, find_terms: Callable, accumulate: int, mesh:
         grads, (parts, batch_stats) = grad_of(learning, variables, batch, rng, None)
         return grads, parts, batch_stats
 
+    def total_counts(terms):
+        return collectives.total({name: term.count for name, term in terms.items()})
+
     def count_terms(variables, batch, rng):
         """What the whole batch divides by; outputs of zeros, for counts are of labels alone."""
         outputs, _ = jax.eval_shape(apply, variables, batch, rng)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
-        return {name: term.count for name, term in find_terms(zeros, batch).items()}
+        return total_counts(find_terms(zeros, batch))
 
     def in_parts(learning, variables, batch, rng):
         counts = count_terms(variables, batch, rng)

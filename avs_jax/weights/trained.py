@@ -233,7 +233,13 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict:
 
 
 # Fields of `config.model` that make no other network of it: a run may go on with others.
-_HOW_IT_TRAINS = ("freeze_audio", "remat", "norm", "two_pass_variance")
+_HOW_IT_TRAINS = (
+    "freeze_audio",
+    "remat",
+    "norm",
+    "two_pass_variance",
+    "running_statistics",
+)
 
 
 def is_same_run(one: dict, other: dict) -> bool:
