@@ -92,6 +92,8 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
         say=logs.say,
     )
     logs.say(f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
+    if config.parallel == "pmap" and config.model.norm != "frozen":
+        logs.say(f"pmap: batch statistics of {config.batch_size // mesh.size} clips a device")
 
     # ---------------------------------------------------------------- data
     shard = (jax.process_index(), jax.process_count())

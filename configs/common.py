@@ -113,8 +113,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = placeholder(int)
     config.accumulate = 1  # parts a batch is worked through in
     config.size_schedule = ()  # ((first step, size), ...): smaller frames first; () = data.size
-    # Or "pmap": a program per device, each with batch statistics of its own clips, whatever model.norm
-    # says but "frozen"; see avs_jax/training/sharding.py.
+    # Or "pmap": a program per device, with batch statistics of its own clips whether model.norm is
+    # "global" or "per_device"; see avs_jax/training/sharding.py.
     config.parallel = "sharded"
     config.fsdp = 1  # devices that share each parameter
     config.sharding_rules = ()  # ((regex, axes), ...), see avs_jax/training/sharding.py
