@@ -12,31 +12,16 @@ for argument in "$@"; do
   # A path: that alone.
   [[ $argument == -* ]] || exec python -m pytest "$@"
 done
-# Half of the time goes into three files: each in a process of its own (whole published networks with
-# gradients take 12 GB), beside the other tests where the memory is there for it.
-long=(tests/models/test_catr_parity.py tests/models/test_pcmanet_parity.py tests/test_train.py)
-run_long() {
-  local status=0
-  for file in "${long[@]}"; do
-    python -m pytest "$@" "$file" || status=1
-  done
-  return $status
-}
-status=0
+# A process for every 8 GB and core: whole published networks with gradients take 12 GB, which
+# tests/conftest.py gives to one process alone, before all else.
 available=$(awk '/MemAvailable/ { print int($2 / 1048576) }' /proc/meminfo 2>/dev/null || echo 0)
 limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || echo max)
 if [ "$limit" != max ] && [ $((limit >> 30)) -lt "${available:-0}" ]; then available=$((limit >> 30)); fi
-if [ "${available:-0}" -ge 18 ]; then
-  log=$(mktemp)
-  set -m # a group of its own, so that all of it ends with this
-  run_long "$@" >"$log" 2>&1 &
-  set +m
-  beside=$!
-  trap 'kill -- "-$beside" 2>/dev/null || true; cat "$log"; rm -f "$log"' EXIT
-  python -m pytest "$@" "${long[@]/#/--ignore=}" || status=1
-  wait "$beside" || status=1
-else
-  run_long "$@" || status=1
-  python -m pytest "$@" "${long[@]/#/--ignore=}" || status=1
+jobs=$((${available:-0} / 8))
+cores=$(getconf _NPROCESSORS_ONLN)
+if [ "$jobs" -gt "$cores" ]; then jobs=$cores; fi
+if [ "$jobs" -gt 8 ]; then jobs=8; fi
+if [ "$jobs" -ge 2 ]; then
+  exec python -m pytest -n "$jobs" --dist loadgroup --no-loadscope-reorder "$@"
 fi
-exit $status
+exec python -m pytest "$@"

@@ -35,8 +35,31 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "needs_media: takes the fixture `media`: so marked by that")
 
 
+# With several processes (`-n 2 --dist loadgroup`) a file's tests share one, for the sake of their
+# fixtures; these files are one group, which takes 12 GB. What takes longest starts first.
+WHOLE_NETWORKS = ("models/test_catr_parity.py", "models/test_pcmanet_parity.py")
+LONG = (*WHOLE_NETWORKS, "test_train.py", "data/avsbench/test_mini_run.py", "test_bucket_run.py")
+
+
+def share_out(items):
+    """Orders the tests, and says which go into one process."""
+    here = pathlib.Path(__file__).parent
+
+    def rank(item):
+        name = item.path.relative_to(here).as_posix()
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=rank)
+    for item in items:
+        name = item.path.relative_to(here).as_posix()
+        group = "whole networks" if name in WHOLE_NETWORKS else name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marks
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("xdist"):
+        share_out(items)
     for item in items:
         if "torch" in getattr(item, "fixturenames", ()):
             item.add_marker("needs_torch")

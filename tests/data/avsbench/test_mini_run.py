@@ -44,12 +44,14 @@ SETS = {
     },
     "ms3": {
         "config": "configs/pcmanet.py:subset=ms3,backbone=small_resnet,corrected=true",
+        "model.audio_backbone": "audio_cnn",
         "model.dim": 16,
         "model.num_heads": 2,
         "model.head_width": 8,
     },
     "avss": {
         "config": "configs/catr.py:subset=avss,backbone=small_resnet,mode=paper",
+        "model.audio_backbone": "audio_cnn",
         "model.dim": 16,
         "model.num_heads": 2,
         "model.hidden": 16,
