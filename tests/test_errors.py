@@ -1,5 +1,9 @@
 """Errors: builtin types, one line, exit code 2."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from avs_jax import errors
@@ -49,3 +53,22 @@ def test_folder_that_cannot_be_made_is_told_with_its_option(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.BadValueError, match=r"^--masks .*/b is not writable \(Not a dir"):
         errors.check_writable("--masks", tmp_path / "file" / "b")
+
+
+def test_a_full_disk_is_found_behind_what_a_library_makes_of_it():
+    def raise_chained():
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RuntimeError("the save failed") from error
+
+    with pytest.raises(errors.BadValueError, match=r"^--workdir w: no space left on device; make"):
+        with errors.told_of_full_disk("--workdir", Path("w"), "Go on."):
+            raise_chained()
+    text = ExceptionGroup("saves", [ValueError("RESOURCE_EXHAUSTED: No space left on device")])
+    with pytest.raises(errors.BadValueError, match="no space left on device"):
+        with errors.told_of_full_disk("--workdir", Path("w"), "Go on."):
+            raise text
+    with pytest.raises(KeyError):
+        with errors.told_of_full_disk("--workdir", Path("w"), "Go on."):
+            raise KeyError("something else")

@@ -28,7 +28,6 @@ from tests.data.tiny import build_tiny
 from tests.faults import files
 from tests.faults.runs import finish, read_clips, read_log, read_sums, start
 
-STEPS = 24
 FIELDS = {"checkpoint_every": 2, "eval.every": 3, "keep_best": 2}
 LOG = ("train/loss", "train/learning_rate", "validation/miou", "validation/f_measure")
 
@@ -45,8 +44,8 @@ class Row:
 class Torture:
     """Runs, faults, and what became of them."""
 
-    def __init__(self, folder: Path, seed: int, minutes: float):
-        self.folder = folder
+    def __init__(self, folder: Path, seed: int, minutes: float, steps: int = 24):
+        self.folder, self.steps = folder, steps
         self.dice = random.Random(seed)
         self.ends = time.monotonic() + 60 * minutes
         self.data = folder / "data"
@@ -58,7 +57,7 @@ class Torture:
         self.seconds = time.monotonic() - self.began
 
     def start(self, name: str | Path, **fields) -> subprocess.Popen:
-        return start(self.folder / name, self.data, STEPS, **(FIELDS | fields))
+        return start(self.folder / name, self.data, self.steps, **(FIELDS | fields))
 
     def in_time(self) -> bool:
         return time.monotonic() < self.ends
@@ -79,7 +78,7 @@ class Torture:
     def compare(self, workdir: Path) -> str:
         """In what a finished run differs from the one that nobody disturbed; "" if in nothing."""
         whole = self.folder / "whole"
-        if read_sums(workdir, STEPS) != read_sums(whole, STEPS):
+        if read_sums(workdir, self.steps) != read_sums(whole, self.steps):
             return "the state differs"
         for name in LOG:
             if read_log(workdir, name) != read_log(whole, name):
