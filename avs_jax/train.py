@@ -181,7 +181,7 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
         checkpoints.close()
         logs.close()
         return
-    logs.rewind(start)
+    logs.rewind(start, owed=score_name(config) if owes else None)
     if jax.process_index() == 0:
         write_whole(workdir / "config.json", config.to_json(indent=2) + "\n")
 

@@ -73,12 +73,18 @@ class Logs:
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
 
-    def rewind(self, step: int) -> None:
-        """Drops what was written after `step`: a resumed run writes it again."""
+    def rewind(self, step: int, owed: str | None = None) -> None:
+        """Drops what was written after `step`: a resumed run writes it again.
+
+        owed: a figure of `step` itself that is written again too.
+        """
         if self.main and self._here.exists():
             self._open_board(purge_step=step + 1)
             lines = self._here.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= step]
+            if owed:
+                again = f'"{owed}": '
+                kept = [line for line in kept if _step_of(line) < step or again not in line]
             if len(kept) < len(lines):
                 write_whole(self._here, "".join(kept))
 

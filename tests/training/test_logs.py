@@ -35,6 +35,20 @@ def test_rewind_drops_later_lines_and_a_cut_one(tmp_path):
     assert [line["step"] for line in read(tmp_path)] == [1, 2]
 
 
+def test_rewind_drops_scores_that_are_made_again(tmp_path):
+    logs = Logs(tmp_path)
+    for step in (1, 2):
+        logs.write(step, {"train/loss": 1.0})
+        logs.write(step, {"validation/miou": 0.5})
+    logs.rewind(2, owed="validation/miou")
+    logs.close()
+    assert [(x["step"], "train/loss" in x) for x in read(tmp_path)] == [
+        (1, True),
+        (1, False),
+        (2, True),
+    ]
+
+
 def test_rewind_purges_later_points_from_tensorboard(tmp_path):
     for steps in ((1, 2, 3), (3, 4)):
         logs = Logs(tmp_path)
