@@ -27,6 +27,7 @@ from avs_jax import errors, paths
 from avs_jax.models.forward import picture_inputs, sound_inputs
 from avs_jax.training.freezing import Frozen
 from avs_jax.types import Array, Float, PyTree
+from avs_jax.weights import trained
 
 _PREFIX = "features/"  # of names in a batch
 _ABOUT = "about.json"
@@ -43,7 +44,7 @@ class Remembered:
     """Seconds of remembered clips, by number.
 
     Args:
-      config: reads remember, data, init_from.
+      config: reads remember, data, size_schedule.
       source: of the training split; with remember.takes it has `takes(index, count)`.
       workdir: of the run.
 
@@ -81,11 +82,8 @@ class Remembered:
                 f"remember.clips={self.clips} keeps pictures and sounds as they are, but "
                 f"{', '.join(changed)}; leave that out or set remember.clips=0."
             )
-        if self.is_full() and self._about() != self._read_about():
-            raise errors.BadValueError(
-                f"{self.folder} holds features of {self._read_about()}, wanted {self._about()}; "
-                "delete it or set remember.folder to another."
-            )
+        if self.is_full():
+            self._compare(self._about())
 
     def check(self, frozen: Frozen) -> None:
         """Raises BadValueError where a backbone learns."""
@@ -144,10 +142,18 @@ class Remembered:
         return json.loads((self.folder / _ABOUT).read_text())
 
     def _about(self) -> dict:
-        config = self._config
-        about = {name: config.data[name] for name in ("name", "subset", "size", "seconds")}
-        about |= {"clips": self.clips, "takes": self.takes}
-        return about | {name: path for name, path in config.init_from.items() if path}
+        data = self._config.data
+        about = {name: data[name] for name in ("name", "subset", "size", "seconds", "alignment")}
+        return about | {"clips": self.clips, "takes": self.takes}
+
+    def _compare(self, wanted: dict) -> None:
+        found = self._read_about()
+        found = {name: found.get(name) for name in wanted}
+        if found != wanted:
+            raise errors.BadValueError(
+                f"{self.folder} holds features of {found}, wanted {wanted}; delete it or set "
+                "remember.folder to another."
+            )
 
     def fill(
         self,
@@ -156,8 +162,18 @@ class Remembered:
         normalization: tuple,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Runs the backbones over all clips, unless that was done before."""
+        """Runs the backbones over all clips, unless that was done before.
+
+        Raises:
+          BadValueError: it was done with other weights.
+        """
+        frozen = {
+            kind: {part: tree.get(part, {}) for part in ("backbone", "audio_backbone")}
+            for kind, tree in variables.items()
+        }
+        about = self._about() | {"weights": sum(trained.checksums(frozen).values())}
         if self.is_full():
+            self._compare(about)
             return
         data = self._config.data
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +211,7 @@ class Remembered:
                 say(f"remembered {done} of {self.clips} clips")
         for values in files.values():
             values.flush()
-        (self.folder / _ABOUT).write_text(json.dumps(self._about()) + "\n")
+        (self.folder / _ABOUT).write_text(json.dumps(about) + "\n")
 
     def _read_clips(self) -> Iterator[list[list[dict]]]:
         """A few clips at a time, each with its takes; the next ones are made meanwhile."""

@@ -163,8 +163,9 @@ def test_features_of_a_batch_have_the_model_s_names(filled):
 
 def test_what_is_full_is_not_computed_again(filled):
     memory = Remembered(make_config(takes=2, folder=filled[0].folder), Takes(), epath.Path("x"))
+    model, variables = filled[1:3]
     lines = []
-    memory.fill(*filled[1:3], NORMALIZATION, lines.append)
+    memory.fill(model, variables, NORMALIZATION, lines.append)
     assert lines == []
     np.testing.assert_array_equal(memory[3]["label"], filled[0][3]["label"])
     again = pickle.loads(pickle.dumps(memory))  # as for reader processes
@@ -217,3 +218,10 @@ def test_pictures_that_are_to_be_changed_are_refused(field, value, tmp_path):
         config.update_from_flattened_dict({field: value})
     with pytest.raises(errors.BadValueError, match=f"as they are, but {field}=.*clips=0"):
         Remembered(config, Clips(), epath.Path(tmp_path))
+
+
+def test_features_of_other_weights_are_refused(filled):
+    memory, model, variables, _ = filled
+    others = jax.tree.map(lambda x: x + 1, variables)
+    with pytest.raises(errors.BadValueError, match=r"holds features of .*weights.*, wanted"):
+        memory.fill(model, others, NORMALIZATION)
