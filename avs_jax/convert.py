@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from etils import epath
 from flax import traverse_util
@@ -60,6 +61,7 @@ from avs_jax.weights.torch_tables import (
     placeholder_patterns,
     template_regex,
 )
+from avs_jax.weights.trained import build_model
 
 __all__ = [
     "ConversionError",
@@ -337,7 +339,8 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="field of the network, repeatable: backbone=pvt_v2_b5, num_classes=71",
+        help="field of the network, repeatable: backbone=pvt_v2_b5, num_classes=71; with --to-zoo "
+        "one that is to be otherwise than in training",
     )
     parser.add_argument("--audio-backbone", metavar="FILE", help="VGGish's file, for a whole model")
     parser.add_argument(
@@ -358,7 +361,7 @@ def main() -> None:
         _write_torch(args.network, args.file, args.output, fields)
         return
     if args.to_zoo:
-        _write_zoo(args.network, args.file, args.output, args.temperature, args.threshold)
+        _write_zoo(args, fields)
         return
     state_dict, source = read_weights(args.network, args.file)
     if args.audio_backbone:
@@ -397,18 +400,27 @@ def _write_torch(network: str, directory: str, output: str, fields: Mapping[str,
     print(f"{network}: {len(state_dict)} entries written to {output}")
 
 
-def _write_zoo(
-    network: str, directory: str, output: str, temperature: float, threshold: float
-) -> None:
-    loaded = open_model(directory)
-    if loaded.config.model.name != network:
+def _write_zoo(args: argparse.Namespace, fields: Mapping[str, Any]) -> None:
+    loaded = open_model(args.file)
+    network = loaded.config.model.name
+    if network != args.network:
         raise errors.BadValueError(
-            f"{directory} holds weights of {loaded.config.model.name}, not of {network}."
+            f"{args.file} holds weights of {network}, not of {args.network}."
         )
-    about = zoo.save_zoo(output, loaded, temperature=temperature, threshold=threshold)
+    if fields:  # how it is used, not what it learnt: of other shapes the weights would not fit
+        config = ml_collections.ConfigDict(loaded.config)
+        with config.unlocked():
+            config.model.update(fields)
+        loaded = loaded._replace(
+            config=ml_collections.FrozenConfigDict(config), model=build_model(config)
+        )
+    about = zoo.save_zoo(
+        args.output, loaded, temperature=args.temperature, threshold=args.threshold
+    )
     print(
-        f"{network}: {about['parameters']:,} parameters of {directory}, step {loaded.step}, "
-        f"written to {output}.npz ({about['bytes'] / 1e6:.1f} MB, sha256 {about['sha256'][:12]}...)"
+        f"{network}: {about['parameters']:,} parameters of {args.file}, step {loaded.step}, "
+        f"written to {args.output}.npz ({about['bytes'] / 1e6:.1f} MB, "
+        f"sha256 {about['sha256'][:12]}...)"
     )
 
 

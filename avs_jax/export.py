@@ -1,5 +1,6 @@
 """Write a model as one file that runs without avs_jax: from pictures and sound to probabilities.
 
+    avs-jax export --output FILE.npz              lite, the model that comes with the package
     avs-jax export WORKDIR --output FILE.npz
     avs-jax export CONVERTED --config configs/pcmanet.py:subset=s4 --output FILE.npz
 
@@ -43,7 +44,7 @@ from avs_jax.media.audio import SAMPLE_RATE
 from avs_jax.media.partial import removed_on_signals, write_whole
 from avs_jax.models.forward import make_forward
 from avs_jax.types import Array, Float, UInt8
-from avs_jax.weights import open_model
+from avs_jax.weights import open_model, zoo
 from avs_jax.weights.converted import flatten, unflatten
 from avs_jax.weights.trained import Loaded
 
@@ -80,7 +81,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="WORKDIR of a run, or converted weights")
+    add(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=zoo.DEFAULT,
+        help=f"{', '.join(zoo.NAMES)} (of the package), WORKDIR of a run, or converted weights "
+        f"(default: {zoo.DEFAULT})",
+    )
     add("--config", metavar="FILE[:ARGS]", help="the config that converted weights are for")
     add("--which", default="best", help="best, latest or a step (default: best)")
     add("--output", required=True, metavar="FILE", help="the .npz file to write")
@@ -138,7 +146,7 @@ def make_segment(loaded: Loaded) -> Callable:
         frame_mask = jnp.ones(frames.shape[:2], bool)
         batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
         with jax.default_matmul_precision(loaded.matmul_precision):
-            logits = forward(variables, batch).astype(jnp.float32)
+            logits = forward(variables, batch).astype(jnp.float32) / loaded.temperature
         return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
 
     return segment

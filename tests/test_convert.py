@@ -327,12 +327,13 @@ def test_field_without_a_value_is_refused():
 
 def test_program_packs_a_run_as_a_model_of_the_package(tmp_path, monkeypatch, capsys):
     run_dir, output = save_two(tmp_path / "run"), tmp_path / "zoo" / "lite"
-    settings = ("--temperature", "1.3", "--threshold", "0.4")
+    settings = ("--temperature", "1.3", "--threshold", "0.4", "--field", "silence=0.1")
     run(monkeypatch, "avesformer", run_dir, "--to-zoo", "--output", output, *settings)
     assert f"step 4, written to {output}.npz" in capsys.readouterr().out
     monkeypatch.setattr(zoo, "FOLDER", output.parent)
     packed = open_model("lite")
     assert (packed.step, packed.temperature, packed.threshold) == (4, 1.3, 0.4)
+    assert packed.model.silence == 0.1
     whole = open_model(run_dir).variables
 
     def close(a, b):  # to half of float16's last bit, also of its smallest numbers

@@ -142,6 +142,20 @@ def test_a_program_that_gives_other_numbers_is_not_written(run, simple, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_probabilities_are_calibrated():
+    loaded = load("avesformer")
+    weights = export.flatten(loaded.variables)
+    p, q = (
+        np.asarray(jax.jit(export.make_segment(loaded._replace(temperature=t)))(weights, *noise(1)))
+        for t in (1.0, 2.0)
+    )
+    np.testing.assert_allclose(np.log(p / (1 - p)), 2 * np.log(q / (1 - q)), atol=1e-4)
+
+
+def test_the_model_of_the_package_is_exported_unless_told():
+    assert export.parse_arguments(["--output", "a.npz"]).model == "lite"
+
+
 def test_weights_beyond_float16_are_refused_by_name():
     loaded = load("avesformer")
     large = jax.tree.map(lambda x: x * 1e7, loaded.variables)

@@ -126,6 +126,7 @@ def save_zoo(
             "probability between 0 and 1."
         )
     flat = {path: np.asarray(x) for path, x in sorted(flatten(loaded.variables).items())}
+    _check_fits(os.path.basename(path), flat, loaded.model, loaded.config)
     with np.errstate(over="ignore"):  # it is looked for below
         packed = {path: x if x.ndim < 2 else x.astype(np.float16) for path, x in flat.items()}
     unfit = [path for path, x in packed.items() if not np.isfinite(x).all()]
@@ -173,8 +174,8 @@ def _check_fits(name: str, flat: Mapping, model, config) -> None:
     wrong = sorted(path for path in wanted | found if wanted.get(path) != found.get(path))
     if wrong:
         raise ConversionError(
-            f"the weights of model {name!r} are of another version of avs_jax: {list_names(wrong)} "
-            f"differ; {_CURE}.",
+            f"the weights of model {name!r} do not fit its network in this version of avs_jax: "
+            f"{list_names(wrong)} differ; {_CURE}.",
             {"wrong shapes": wrong},
         )
 
