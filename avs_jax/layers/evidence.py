@@ -66,9 +66,14 @@ class EvidenceReader(nn.Module):
     Where no cell holds it (small things are not seen in cells of 32 pixels), all are alike and none
     is discounted, but for a bias of the frame. Trust and bias are read off the frame's maxima and
     means: few numbers, which mean the same in pictures of any kind.
+
+    trust: what is added to the learnt trust, and what the logarithm of the best cell's evidence is
+      worth. For where a network is used on larger things than it learnt on: cells see these, so
+      that what they do not see is not there.
     """
 
     dim: int
+    trust: tuple[float, float] = (0.0, 0.0)
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -79,7 +84,8 @@ class EvidenceReader(nn.Module):
         best = evidence[..., :1]
         peak = best.max((1, 2), keepdims=True)
         # 0.001: evidence below it is none
-        denied = jnp.log((jnp.square(best) + 1e-3) / (jnp.square(peak) + 1e-3))  # -6.9 .. 0
+        log_peak = jnp.log(jnp.square(peak) + 1e-3)
+        denied = jnp.log(jnp.square(best) + 1e-3) - log_peak  # -6.9 .. 0
         inputs = [evidence, denied / 3, jnp.broadcast_to(peak, best.shape)]
         x = jnp.concatenate(inputs, axis=-1).astype(self.dtype)
         x = jax.nn.gelu(nn.Conv(self.dim, (1, 1), dtype=self.dtype, name="conv1")(x))
@@ -90,7 +96,8 @@ class EvidenceReader(nn.Module):
         y = jax.nn.gelu(nn.Dense(16, name="frame1")(jnp.concatenate(frame, axis=-1)))
         trust, bias = jnp.split(nn.Dense(2, name="frame2")(y)[:, None, None, :], 2, axis=-1)
         # Little trust at first (softplus(-2) = 0.13): the rest has to learn, too.
-        return maps, jax.nn.softplus(trust - 2.0) * denied + bias
+        trust = jax.nn.softplus(trust - 2.0) + self.trust[0]
+        return maps, trust * denied + bias + self.trust[1] * log_peak
 
 
 def discount_logits(

@@ -274,6 +274,7 @@ class AVESFormer(nn.Module):
     audio_hidden: int = 0  # width of a layer between sound and token; 0: none
     sound_drop: float = 0.0  # of training's seconds have no audio token: evidence must do
     evidence: bool = False  # needs backbones with their classifiers
+    trust: tuple[float, float] = (0.0, 0.0)  # in evidence, beside what is learnt: EvidenceReader
     silence: float = 0.0  # no row of the evidence's table heard above this: nothing is marked
     mask_padded_frames: bool = True  # they stay out of batch statistics (ours: no code published)
     num_tags: int = 0  # auxiliary heads, training only; not of the paper
@@ -324,7 +325,7 @@ class AVESFormer(nn.Module):
             self.head = Head(self.head_widths, self.num_classes, self.norm_groups, dtype=dtype)
         if self.evidence:
             self.table = make_table()
-            self.reader = EvidenceReader(self.dim, dtype=dtype)
+            self.reader = EvidenceReader(self.dim, self.trust, dtype=dtype)
         self.auxiliary = AuxiliaryHeads(self.num_tags, self.num_semantic)
 
     def __call__(

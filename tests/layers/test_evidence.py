@@ -114,10 +114,10 @@ def test_real_dog_is_found_by_a_real_bark(torch, media):
     assert trumpet < 0.2
 
 
-def read(found, heard=0.5):
+def read(found, heard=0.5, **fields):
     """Discounts of an `EvidenceReader`, without the bias of a frame."""
     found = jax.numpy.asarray(found, jax.numpy.float32)[None, None, :, None] * np.ones(3)
-    reader = EvidenceReader(dim=4)
+    reader = EvidenceReader(dim=4, **fields)
     heard = jax.numpy.full((1, 2), heard)
     variables = reader.init(jax.random.key(0), found, heard)
     variables["params"]["frame2"]["kernel"] *= 0.0
@@ -135,6 +135,12 @@ def test_where_evidence_is_seen_elsewhere_is_discounted():
 
 def test_where_no_evidence_is_seen_nothing_is_discounted():
     np.testing.assert_allclose(read([0.0, 0.0, 0.001]), 0.0, atol=2e-4)
+
+
+def test_trust_of_one_s_own_comes_on_top_of_what_is_learnt():
+    learnt, more = read([0.9, 0.0]), read([0.9, 0.0], trust=(0.5, 0.25))
+    peak, ratio = np.log(0.811), np.log(0.001 / 0.811)
+    np.testing.assert_allclose(more - learnt, [0.25 * peak, 0.25 * peak + 0.5 * ratio], rtol=1e-4)
 
 
 def test_discount_makes_sounding_less_probable():
