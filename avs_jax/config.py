@@ -1,6 +1,7 @@
 """What a user asks for: config files `FILE[:arguments]`, and names on the command line."""
 
 import argparse
+import json
 import os
 import re
 import runpy
@@ -40,6 +41,21 @@ def check_fields(config: ml_collections.ConfigDict, fields: Iterable[str]) -> No
             if name not in known:
                 raise errors.unknown_name("config field", seen, known)
             node = node[name]
+
+
+def flatten_config(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """{"data.size": 224, ..}: every field by its name on the command line."""
+    flat = {}
+
+    def visit(tree, prefix):
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                visit(value, f"{prefix}{name}.")
+            else:
+                flat[f"{prefix}{name}"] = value
+
+    visit(json.loads(config.to_json()), "")
+    return flat
 
 
 def differences(here: dict, there: dict, prefix: str = "") -> list[str]:

@@ -6,7 +6,6 @@ over the global batch, and so are statistics of batch normalisation unless `mode
 otherwise.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from logging import CRITICAL, LogRecord, getLogger
@@ -17,7 +16,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from avs_jax import errors
+from avs_jax import errors, hosts
 
 
 def quiet_libraries() -> None:
@@ -43,8 +42,8 @@ def _without_trace_of_orbax(record: LogRecord) -> bool:
     return True
 
 
-def start_jax(distributed: bool = False) -> None:
-    """Joins the other hosts, if any, and keeps compiled programs on disk for the next start.
+def start_jax(job: hosts.Job | None = None) -> None:
+    """Joins the other processes, if any, and keeps compiled programs on disk for the next start.
 
     The cache is ~/.cache/avs_jax, or wherever JAX_COMPILATION_CACHE_DIR says.
     """
@@ -53,12 +52,8 @@ def start_jax(distributed: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if distributed:
-        # Found by jax under Slurm, on TPU VMs and GKE; elsewhere these variables tell, of which jax
-        # itself reads JAX_COORDINATOR_ADDRESS alone.
-        variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        given = {k: int(os.environ[v]) for k, v in variables.items() if v in os.environ}
-        jax.distributed.initialize(**given)
+    if job:
+        hosts.join(job)
     if jax.default_backend() == "cpu":
         # Caches that XLA keeps for GPUs: their path is a part of each program's key, so that a
         # folder that was moved, or is mounted elsewhere, would hit nothing.

@@ -94,16 +94,18 @@ def _find_full_disk(error: BaseException | None) -> str | None:
     return next(filter(None, map(_find_full_disk, led)), None)
 
 
-def run_program(main: Callable, *args) -> None:
-    """Runs a program's `main`; an InputError becomes one line on stderr and exit code 2.
+def to_line(error: InputError) -> str:
+    """The builtin error's name and the message: `ValueError: batch_size=6 is not divisible ...`."""
+    builtin = next(c for c in type(error).__mro__ if c.__module__ == "builtins")
+    return f"{builtin.__name__}: {error}"
 
-    The line starts with the builtin error's name: `ValueError: batch_size=6 is not divisible ...`.
-    """
+
+def run_program(main: Callable, *args) -> None:
+    """Runs a program's `main`; an InputError becomes one line on stderr and exit code 2."""
     try:
         main(*args)
     except InputError as error:
         if os.environ.get("AVS_JAX_TRACEBACK"):
             raise
-        builtin = next(c for c in type(error).__mro__ if c.__module__ == "builtins")
-        print(f"{builtin.__name__}: {error}", file=sys.stderr)
+        print(to_line(error), file=sys.stderr)
         sys.exit(2)

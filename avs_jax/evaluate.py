@@ -53,7 +53,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from avs_jax import __version__, devices, errors
+from avs_jax import __version__, devices, errors, hosts, peers
 from avs_jax.config import differences
 from avs_jax.data import load_class_names, open_split, transforms
 from avs_jax.devices import quiet_libraries
@@ -83,9 +83,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     quiet_libraries()
-    devices.start_jax(args.distributed)
-    if args.original_size and args.distributed:
-        raise errors.BadValueError("--original_size works on one host; leave out --distributed.")
+    place = (args.coordinator, args.process_id, args.num_processes, args.wait_seconds)
+    job = hosts.read_job(args.distributed, *place)
+    if args.original_size and job:
+        raise errors.BadValueError(
+            "--original_size works on one host; leave out --distributed and --coordinator."
+        )
+    devices.start_jax(job)
+    of_a_host = ("data_dir", "process_id")
+    hosts.check_same({f"--{k}": v for k, v in vars(args).items() if k not in of_a_host})
+    with peers.watched():
+        evaluate_all(args)
+
+
+def evaluate_all(args: argparse.Namespace) -> None:
     # Clips of their original size do not fit into one batch: one clip at a time, on one device.
     mesh = devices.make_mesh(devices=jax.local_devices()[:1] if args.original_size else None)
     checkpoints = args.checkpoint.split(",")
@@ -243,7 +254,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, help="clips, over all devices")
     add("--data_dir", help="where the data set is built, if not where it was")
     add("--output", metavar="DIR", help="folder for the results (default: the checkpoint's)")
-    add("--distributed", action="store_true", help="one of several hosts (jax.distributed)")
+    hosts.add_arguments(parser)
     args = parser.parse_args(argv)
     _check_arguments(args)
     return args

@@ -7,7 +7,8 @@ What follows the colon are the config file's arguments (see its docstring); any 
 metrics.jsonl, tensorboard/, config.json, and while it runs lock.json. The same command goes on
 where a stopped or killed run left off, bit for bit. SIGTERM saves a checkpoint and exits with 0.
 
-On several hosts start the same command on each with --distributed.
+On several hosts start the same command on each, with --distributed where jax knows the cluster
+(TPU, GKE, Slurm, Open MPI), else with --coordinator HOST:PORT --process_id I --num_processes N.
 """
 
 import contextlib
@@ -25,9 +26,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from avs_jax import devices, errors, paths
+from avs_jax import devices, errors, hosts, paths, peers
 from avs_jax.backbones import get_normalization
-from avs_jax.config import check_fields, read_config
+from avs_jax.config import check_fields, flatten_config, read_config
 from avs_jax.data import load_class_names, open_split, pipeline, transforms
 from avs_jax.devices import quiet_libraries
 from avs_jax.media.partial import write_whole
@@ -49,7 +50,11 @@ from avs_jax.weights.trained import build_model
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file[:arguments]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
 _PROFILE = flags.DEFINE_integer("profile", 0, "trace that many steps into WORKDIR/tensorboard")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several hosts (jax.distributed)")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several, which jax finds")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of several")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many there are")
+_WAIT_SECONDS = flags.DEFINE_float("wait_seconds", hosts.WAIT, "that all have to come")
 
 
 def main(argv):
@@ -57,29 +62,35 @@ def main(argv):
         raise errors.BadValueError(f"unknown argument {argv[1]!r}; see --help.")
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise errors.BadValueError("--config FILE[:arguments] and --workdir DIR are needed.")
+    place = (_COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value, _WAIT_SECONDS.value)
+    job = hosts.read_job(_DISTRIBUTED.value, *place)
     stop = Stop()
-    if not _DISTRIBUTED.value:  # else jax.distributed has its own handler
+    if not job:  # else jax.distributed has its own handler
         stop.listen()
-    train(_CONFIG.value, _WORKDIR.value, _DISTRIBUTED.value, stop, _PROFILE.value)
+    train(_CONFIG.value, _WORKDIR.value, job, stop, _PROFILE.value)
 
 
-def train(config, workdir, distributed=False, stop=None, profile_steps=0):
+def train(config, workdir, job=None, stop=None, profile_steps=0):
     quiet_libraries()
-    devices.start_jax(distributed)
+    devices.start_jax(job)
     sharding.check_parallel(config)
     mesh = devices.make_mesh(config.fsdp, by_process=config.parallel == "pmap")
     check_config(config, mesh)
     workdir = make_workdir(workdir)
+    hosts.check_same({"--workdir": str(workdir)} | flatten_config(config))
     cure = "The same command goes on from the last checkpoint."
     with (
         errors.told_of_full_disk("--workdir", workdir, cure),
         lock.hold(workdir) as held,
+        peers.watched() as others,
         contextlib.ExitStack() as at_end,
     ):
-        run(config, workdir, mesh, held, stop or Stop(), profile_steps, at_end)
+        if others and held:
+            others.clean_up = held.release
+        run(config, workdir, mesh, held, stop or Stop(), profile_steps, others, at_end)
 
 
-def run(config, workdir, mesh, held, stop, profile_steps, at_end):
+def run(config, workdir, mesh, held, stop, profile_steps, others, at_end):
     started = time.monotonic()
 
     # ---------------------------------------------------------------- what is written
@@ -91,6 +102,8 @@ def run(config, workdir, mesh, held, stop, profile_steps, at_end):
         keep_best=config.keep_best,
         say=logs.say,
     )
+    if others:
+        others.saved_step = checkpoints.saved_step
     logs.say(f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
     if config.parallel == "pmap" and config.model.norm != "frozen":
         logs.say(f"pmap: batch statistics of {config.batch_size // mesh.size} clips a device")

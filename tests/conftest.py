@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import socket
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is what most tests spend their time on: no optimisation.
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import joining
 from tests.buckets import bucket, no_bucket_client  # noqa: F401 (fixtures)
 
 # Gigabytes that only conversion needs (extra `convert`): without them the rest is tested.
@@ -97,6 +99,40 @@ def torch():
 def media():
     """The folder of real media; a test that takes it is marked `needs_media`, and so left out."""
     return MEDIA
+
+
+@pytest.fixture
+def address():
+    """A free port on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def start():
+    """`start(*options)` -> a small program that may meet others, see `tests.joining`."""
+    processes = []
+
+    def one(*options, **environment):
+        processes.append(joining.start(*options, **environment))
+        return processes[-1]
+
+    yield one
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def member(start, address):
+    """`member(process_id, num_processes, *options)` -> one of several such programs."""
+
+    def one(process_id, num_processes, *options, address=address):
+        place = ["--coordinator", address, "--process_id", process_id]
+        return start(*place, "--num_processes", num_processes, *options)
+
+    return one
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from avs_jax.__main__ import PROGRAMS
 ROOT = Path(avs_jax.__file__).parent
 
 # A room may import from those before it, and within itself.
-GROUND = tuple(f"avs_jax.{name}" for name in ("devices", "config", "errors", "paths", "types"))
+GROUND_FILES = ("devices", "hosts", "peers", "config", "errors", "paths", "types")
+GROUND = tuple(f"avs_jax.{name}" for name in GROUND_FILES)
 ROOMS = (
     "layers",
     "media",

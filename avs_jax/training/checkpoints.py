@@ -158,6 +158,10 @@ class Checkpoints:
         """The last step saved, or None."""
         return self._latest.latest_step()
 
+    def saved_step(self) -> int | None:
+        """The last step that is on disk as a whole, or None; another thread may be saving."""
+        return max(self._latest.all_steps(read=True), default=None)
+
     def restore(self, shapes: TrainState, iterator: Any) -> TrainState | None:
         """The newest readable state (with the shardings of `shapes`); sets the iterator's position.
 
