@@ -1,7 +1,7 @@
 """A program of several processes, as small as can be: meets the others and ends, or lasts.
 
 python -m tests.joining [--coordinator .. --process_id .. --num_processes .. --wait_seconds ..]
-    [--field NAME=VALUE] [--then lasts|fails|refuses|stops]
+    [--field NAME=VALUE] [--patience SECONDS] [--then lasts|fails|refuses|stops]
 """
 
 import argparse
@@ -31,12 +31,13 @@ def main():
     parser = argparse.ArgumentParser()
     hosts.add_arguments(parser)
     parser.add_argument("--field", default="a=1")
+    parser.add_argument("--patience", type=float, default=30)
     parser.add_argument("--then", default="ends")
     args = parser.parse_args()
     place = (args.coordinator, args.process_id, args.num_processes, args.wait_seconds)
     devices.start_jax(hosts.read_job(args.distributed, *place))
     hosts.check_same(dict([args.field.split("=")]))
-    with peers.watched() as others:
+    with peers.watched(beat=0.5, patience=args.patience) as others:
         if others:
             others.saved_step = lambda: 4
         print("joined", flush=True)

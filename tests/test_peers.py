@@ -39,6 +39,15 @@ def test_where_one_is_killed_the_others_end_at_once_and_name_it(member):
             assert killed == 0 or len(lines) == 1
 
 
+def test_where_one_hangs_the_others_end_after_a_while(member):
+    lasts = member(0, 2, "--then", "lasts", "--patience", 3)
+    stops = member(1, 2, "--then", "stops", "--patience", 3)
+    wait_until_joined([lasts, stops])
+    code, lines = end_of(lasts, 30)
+    assert code == 1
+    assert lines[-1].startswith("process 1 gave no sign of life for 3 s: this one ends. Start all")
+
+
 def test_an_error_of_one_ends_all_and_is_told_by_all(member):
     lasts = member(0, 2, "--then", "lasts")
     refuses = member(1, 2, "--then", "refuses")

@@ -56,7 +56,6 @@ def run(data_dir, tmp_path_factory):
         steps=4,
         devices=1,
         config=None,
-        environment=None,
         program="avs_jax.train",
         options=(),
         **fields,
@@ -72,12 +71,10 @@ def run(data_dir, tmp_path_factory):
             "--xla_backend_optimization_level=0",
             "JAX_COMPILATION_CACHE_DIR": cache,
         }
-        if environment:
-            command.append("--distributed")
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=variables | (environment or {}),
+            env=variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -209,31 +206,33 @@ def test_eight_devices_train_and_evaluate_as_one(run, whole_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_stop_and_go_on_together(run, tmp_path):
+def test_two_processes_train_and_go_on_in_another_mode_and_end_where_one_is_killed(run, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
 
-    def start(steps):
+    def start(steps, **fields):
+        place = (f"--coordinator={address}", "--num_processes=2")
         return [
-            run(
-                tmp_path,
-                steps=steps,
-                environment={
-                    "JAX_COORDINATOR_ADDRESS": address,
-                    "JAX_NUM_PROCESSES": "2",
-                    "JAX_PROCESS_ID": str(i),
-                },
-            )
+            run(tmp_path, steps, 2, options=(*place, f"--process_id={i}"), **fields)
             for i in range(2)
         ]
 
-    for steps in (2, 4):
-        processes = start(steps)
-        outputs = [finish(process) for process in processes]
+    for process in start(2, parallel="pmap"):
+        finish(process)
+    outputs = [finish(process) for process in start(4)]
     assert "going on at step 2 of 4" in outputs[0]
+    assert "changed since: parallel is 'pmap' there and 'sharded' here" in outputs[0]
     assert sorted(losses(tmp_path)) == [1, 2, 3, 4]
     assert 4 in scores(tmp_path)
+
+    first, second = start(100_000, **{"eval.every": 100_000})
+    wait_for(lambda: (tmp_path / "checkpoints" / "8").exists(), first)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    last = finish(first, 1).strip().splitlines()[-1]
+    step = int(re.search(r"process 1 went silent: .* it goes on from step (\d+)\.$", last)[1])
+    assert step >= 8 and (tmp_path / "checkpoints" / str(step)).exists()
 
 
 @pytest.mark.slow
