@@ -186,14 +186,9 @@ def make_train_step(
     def apply(variables, batch, rng):
         if "frames" in batch:
             method = None
-            inputs = model_inputs(
-                batch["frames"],
-                batch["waveform"],
-                normalization,
-                size,
-                alignment,
-                batch["frame_mask"],
-            )
+            pictures, sound = batch["frames"], batch["waveform"]
+            settings = (normalization, size, alignment)
+            inputs = model_inputs(pictures, sound, *settings, batch["frame_mask"])
         else:
             method = "decide_features"
             inputs = (remembered.features_of(batch),)
