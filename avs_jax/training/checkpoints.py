@@ -105,6 +105,7 @@ class Checkpoints:
 
     def save(self, state: TrainState, iterator: Any) -> None:
         """Saves everything a run needs to go on as if it had never stopped."""
+        self._take_turns(self._best)
         model, optimizer = _split(state)
         self._latest.save(
             int(state.step),
@@ -121,6 +122,7 @@ class Checkpoints:
         step = int(state.step)
         if not self.would_keep(step, value):
             return False
+        self._take_turns(self._latest)
         model, _ = _split(state)
         meta = self._meta({"model": model}, best={"name": name, "value": value})
         self._values[step] = value
@@ -130,6 +132,12 @@ class Checkpoints:
             step, args=ocp.args.Composite(model=self._save(model), meta=ocp.args.JsonSave(meta))
         )
         return True
+
+    def _take_turns(self, other: ocp.CheckpointManager) -> None:
+        """Waits for the other manager, on several hosts: their threads meet at barriers of the same
+        names, and where hosts come to them in another order each waits for 20 minutes."""
+        if jax.process_count() > 1:
+            other.wait_until_finished()
 
     def would_keep(self, step: int, value: float) -> bool:
         """Whether a model of that step and value is among the best so far, and not yet kept."""

@@ -52,6 +52,58 @@ def test_axes_that_do_not_fit_are_an_error(axes):
         place([("head/.*", axes)])
 
 
+# ---------------------------------------------------------------- fsdp
+
+
+class Wide(nn.Module):
+    """Layers whose kernels are larger than what runs through them."""
+
+    @nn.compact
+    def __call__(self, frames, log_mel, frame_mask=None, train=False):
+        b, t = frames.shape[:2]
+        x = nn.Conv(128, (3, 3), strides=4)(frames.reshape(b * t, *frames.shape[2:]))
+        x = nn.relu(nn.Conv(256, (3, 3))(BatchNorm(Regime())(x, train)))
+        x = nn.MultiHeadDotProductAttention(8)(x.reshape(b * t, -1, 256))
+        x = nn.Dense(256)(nn.gelu(nn.Dense(512)(x)))
+        return {"logits": nn.Dense(1)(x).reshape(b, t, SIZE // 4, SIZE // 4, 1)}
+
+
+def compile_wide(fsdp):
+    """-> (the compiled train step, the state's shapes)."""
+    mesh, optimizer = devices.make_mesh(fsdp), optax.adam(1e-3)
+    _, shapes = state.plan_state(Wide(), optimizer, mesh, seconds=2, size=SIZE, seed=0)
+    step = state.make_train_step(
+        Wide(), loss, optimizer, mesh, normalization=NORMALIZATION, size=SIZE, seed=0
+    )
+    batch = state.batch_shapes(16, 2, SIZE, devices.batch_sharding(mesh))
+    names = sharding.name_numbers(step, sharding.WHOLE_BATCH, shapes, batch)
+    totals = state.make_empty_totals(names, mesh)()
+    step = state.count_steps(step)
+    return sharding.compile_step(step, sharding.WHOLE_BATCH, mesh, shapes, totals, batch), shapes
+
+
+def count_bytes(tree):
+    """On each device."""
+    shards = [(x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in jax.tree.leaves(tree)]
+    return sum(int(np.prod(shape)) * size for shape, size in shards)
+
+
+def test_fsdp_keeps_an_eighth_of_the_state_and_gathers_parameters_alone():
+    compiled, shapes = compile_wide(fsdp=8)
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    batch = 2 * (2 * SIZE**2 * 4 + 4 * 32_000 + 2 * 2)  # two clips a device
+    arguments = compiled.memory_analysis().argument_size_in_bytes
+    assert arguments - batch < count_bytes(shapes) + 100  # and the totals
+    assert whole / count_bytes(shapes) > 7.5
+
+    parameters = {x.shape for x in jax.tree.leaves(shapes.params)}
+    lines = re.findall(r"= (.*?) all-gather(?:-start)?\(", compiled.as_text())
+    found = [s for line in lines for s in re.findall(r"\w+\[([\d,]*)\]", line)]
+    gathered = [tuple(map(int, s.split(","))) for s in found]
+    large = {shape for shape in gathered if np.prod(shape) >= sharding.MIN_FSDP_SIZE}
+    assert large and large <= parameters, large - parameters
+
+
 # ---------------------------------------------------------------- jax.pmap
 
 RUN = {"parallel": "pmap", "fsdp": 1, "sharding_rules": ()}
