@@ -196,6 +196,7 @@ def test_files_lie_in_the_tests_as_in_the_package():
         "test_wheel.py",
         "faults/test_torture.py",
         "data/avsbench/test_mini_run.py",  # AVSBench from folders to figures
+        "launch/test_clusters.py",
         "launch/test_environment.py",
         "media/test_fuzz.py",
         "models/test_losses.py",
