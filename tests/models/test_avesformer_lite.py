@@ -90,6 +90,13 @@ def test_of_classes_the_background_is_what_a_quiet_second_gets():
     assert (marked == 0).all()
 
 
+def test_where_nothing_is_marked_it_can_still_be_told_where_it_came_nearest():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 1)), jnp.float32)
+    quiet = jax.nn.sigmoid(mark_nothing(logits))
+    assert float(quiet.max()) < 1e-6
+    assert quiet.argmax() == logits.argmax()
+
+
 def test_see_and_decide_are_the_call(variables):
     model = make_model()
     frames, log_mel = inputs(SOUNDING)
