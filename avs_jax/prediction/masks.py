@@ -33,10 +33,12 @@ def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Call
     )
     apply = jax.jit(lambda variables, batch: network(variables, batch) / loaded.temperature)
 
+    variables = jax.device_put(loaded.variables)  # once: those of the package are the host's
+
     def forward(frames, waveform, frame_mask):
         batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
         with jax.default_matmul_precision(matmul_precision or loaded.matmul_precision):
-            return apply(loaded.variables, batch)
+            return apply(variables, batch)
 
     return forward
 
