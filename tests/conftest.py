@@ -37,14 +37,19 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "needs_media: takes the fixture `media`: so marked by that")
 
 
-# With several processes (`-n 2 --dist loadgroup`) a file's tests share one, for the sake of their
-# fixtures; these files are one group, which takes 12 GB. What takes longest starts first.
-WHOLE_NETWORKS = ("models/test_catr_parity.py", "models/test_pcmanet_parity.py")
-LONG = (*WHOLE_NETWORKS, "test_train.py", "data/avsbench/test_mini_run.py", "test_bucket_run.py")
+# With several processes (`-n 2 --dist loadfile`) the tests of a file share one. What takes longest
+# starts first; the two that take 12 GB each (whole published networks) not side by side.
+LONG = (
+    "models/test_catr_parity.py",
+    "test_train.py",
+    "models/test_pcmanet_parity.py",
+    "data/avsbench/test_mini_run.py",
+    "test_train_mishaps.py",
+)
 
 
-def share_out(items):
-    """Orders the tests, and says which go into one process."""
+def put_first(items):
+    """Orders the tests: those of LONG, then all others as they come."""
     here = pathlib.Path(__file__).parent
 
     def rank(item):
@@ -52,16 +57,11 @@ def share_out(items):
         return LONG.index(name) if name in LONG else len(LONG)
 
     items.sort(key=rank)
-    for item in items:
-        name = item.path.relative_to(here).as_posix()
-        group = "whole networks" if name in WHOLE_NETWORKS else name
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marks
-def pytest_collection_modifyitems(config, items):
-    if config.pluginmanager.hasplugin("xdist"):
-        share_out(items)
+def pytest_collection_modifyitems(items):
+    put_first(items)
     for item in items:
         if "torch" in getattr(item, "fixturenames", ()):
             item.add_marker("needs_torch")
