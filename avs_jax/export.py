@@ -39,10 +39,9 @@ import numpy as np
 from jax import export as jax_export
 
 from avs_jax import __version__, devices, errors
-from avs_jax.backbones import get_normalization
 from avs_jax.media.audio import SAMPLE_RATE
 from avs_jax.media.partial import removed_on_signals, write_whole
-from avs_jax.models.forward import make_forward
+from avs_jax.prediction.masks import make_calibrated
 from avs_jax.types import Array, Float, UInt8
 from avs_jax.weights import open_model, zoo
 from avs_jax.weights.converted import flatten, unflatten
@@ -129,13 +128,7 @@ def half(loaded: Loaded) -> dict[str, np.ndarray]:
 
 def make_segment(loaded: Loaded) -> Callable:
     """`segment(weights, frames, waveform)` -> probabilities, as the module's docstring says."""
-    data = loaded.config.data
-    forward = make_forward(
-        loaded.model,
-        normalization=get_normalization(loaded.config.model.backbone),
-        size=data.size,
-        alignment=data.alignment,
-    )
+    network = make_calibrated(loaded)
 
     def segment(
         weights: Mapping[str, Array],
@@ -146,7 +139,7 @@ def make_segment(loaded: Loaded) -> Callable:
         frame_mask = jnp.ones(frames.shape[:2], bool)
         batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
         with jax.default_matmul_precision(loaded.matmul_precision):
-            logits = forward(variables, batch).astype(jnp.float32) / loaded.temperature
+            logits = network(variables, batch).astype(jnp.float32)
         return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits)
 
     return segment

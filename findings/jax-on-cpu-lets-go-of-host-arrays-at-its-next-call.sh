@@ -8,7 +8,7 @@
 #   gc.collect(). At the end of a process nobody makes that call, and finalisers do not run: shared memory of
 #   grain's workers is not unlinked ("resource_tracker: There appear to be 5 leaked shared_memory objects").
 # Source: jaxlib's GlobalPyRefManager; jax/_src/lib/__init__.py, _xla_gc_callback.
-# So: what has to be given back in time is copied first (avs_jax/data/pipeline.py).
+# So: what has to be given back in time is copied first.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -19,11 +19,9 @@ from avs_jax.weights.trained import Loaded
 _ROWS = 8  # of upsampled logits at a time: those of 71 classes for a 4K frame would take 2.4 GB
 
 
-def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Callable:
-    """The model as `run_clips` wants it: one compiled function per shape, calibrated logits.
-
-    matmul_precision: see `jax.default_matmul_precision`; None: `loaded.matmul_precision`.
-    """
+def make_calibrated(loaded: Loaded) -> Callable:
+    """`network(variables, batch) -> f32[b t h w k]`: `make_forward` of a model that was opened, its
+    logits divided by its temperature."""
     data = loaded.config.data
     network = make_forward(
         loaded.model,
@@ -31,8 +29,15 @@ def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Call
         size=data.size,
         alignment=data.alignment,
     )
-    apply = jax.jit(lambda variables, batch: network(variables, batch) / loaded.temperature)
+    return lambda variables, batch: network(variables, batch) / loaded.temperature
 
+
+def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Callable:
+    """The model as `run_clips` wants it: one compiled function per shape, calibrated logits.
+
+    matmul_precision: see `jax.default_matmul_precision`; None: `loaded.matmul_precision`.
+    """
+    apply = jax.jit(make_calibrated(loaded))
     variables = jax.device_put(loaded.variables)  # once: those of the package are the host's
 
     def forward(frames, waveform, frame_mask):
