@@ -102,7 +102,7 @@ def get_lite(steps: int):
     common.fill_small_recipe(config, steps, learning_rate=2e-3, warmup_steps=40, small_first=False)
     config.optimizer.freeze = ("backbone/.*", "audio_backbone/.*")
     config.ema_decay = 0.99
-    config.remember.clips = 800
+    config.remember.clips = 1600
     config.remember.takes = 5
     config.batch_size = 12
     config.data.augment.flip = 0.0  # clips have their own, and more

@@ -31,6 +31,9 @@ _GOES_ON = 0.6  # a recording that sounded in the second before goes on where it
 # Kinds of clips: of the others things in the picture sound less often.
 _KINDS = {"plain": 0.8, "absent": 0.08, "speech": 0.06, "quiet": 0.06}
 _VOICED_BESIDE = 0.3  # a thing sounds beside what is heard from outside the picture
+# ... where the same pictures are met by other sounds: that nothing in view sounds is learnt last.
+_KINDS_RETAKEN = {"plain": 0.66, "absent": 0.16, "speech": 0.08, "quiet": 0.1}
+_LOUD_HISS = 0.4  # of these quiet ones: noise as loud as a voice
 _NOISE = 0.2  # there are off-screen noises
 _ROOM = 0.35
 _LEAST_VISIBLE = 0.35  # of its own area, for every thing in every second
@@ -206,7 +209,8 @@ class Scenes:
         if not take:
             return plan
         rng = np.random.default_rng((*plan.key, 3_000_000 + take))
-        kind = list(_KINDS)[_choose(rng, tuple(_KINDS.values()))]
+        kind = list(_KINDS_RETAKEN)[_choose(rng, tuple(_KINDS_RETAKEN.values()))]
+        loud = kind == "quiet" and rng.random() < _LOUD_HISS
         things = []
         for thing in plan.things:
             voices = (None,) * SECONDS
@@ -223,7 +227,7 @@ class Scenes:
             offscreen=self._draw_outside(rng, kind, heard),
             room=mixing.Room.draw(rng) if rng.random() < _ROOM else mixing.Room(),
             level=mixing.gain(rng.uniform(-10, 6)),
-            hiss=mixing.gain(20 * rng.uniform(-4.5, -2.6)),
+            hiss=mixing.gain(20 * rng.uniform(*((-2.6, -0.8) if loud else (-4.5, -2.6)))),
         )
 
     def _draw_outside(self, rng, kind: str, absent: str | None) -> tuple:
