@@ -27,6 +27,8 @@ def get_config(arguments: str | None = None):
     config.model.early_stages = 1
     config.model.late_stages = 2
     config.model.late_hidden = 256
+    config.model.decoder_stride = 8  # of 64 x 64 pixels a sixteenth is 4 x 4 cells
+    config.model.refine = ()
     config.model.head_widths = (32, 16)
     config.model.norm_groups = 8
     common.fill_small_recipe(config, arg.steps, learning_rate=2e-3, warmup_steps=40)

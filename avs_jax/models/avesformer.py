@@ -8,10 +8,10 @@ frames of 224 x 224, n = b * t:
 
     log-mel [n 96 64]       -> VGGish [n 128] -> Dense -> audio token [n 1 256]
     frame   [n 224 224 3]   -> ResNet-50 -> C2..C5 at strides 4, 8, 16, 32
-    neck                    -> X0 [n 28 28 256], lateral C2 [n 56 56 256]
+    neck    C4 + C5         -> X0 [n 14 14 256], laterals C3 [n 28 28 128] and C2 [n 56 56 64]
     PQG   audio token + 16 prompts -> 2 transformer layers -> 17 tokens [n 17 256]
-    ELF   3 convolution stages, 3 transformer stages       -> [n 784 256]
-    head  -> [n 56 56 k] -> bilinear x4 -> logits [n 224 224 k]
+    ELF   3 convolution stages, 3 transformer stages       -> [n 196 256]
+    head  + C3, + C2 -> [n 56 56 k] -> bilinear x4 -> logits [n 224 224 k]
 
 The paper's two observations, and the fields that switch their cures off:
 
@@ -23,10 +23,16 @@ The paper's two observations, and the fields that switch their cures off:
 
 Published scores (mIoU, of the paper, not of this code): S4 79.9, MS3 57.9, AVSS 31.2.
 
-Our choices: positions, norms, widths of neck and head, PQG depth; the auxiliary heads (`num_tags`,
-`num_semantic`, off by default) are not of the paper. Nor is what makes a small network of it on two
-pretrained classifiers, off by default too (configs/avesformer.py:size=lite): `standardise`,
-`refine`, `audio_hidden`, `sound_drop`, and evidence, which brings the classifiers' names together:
+Our choices: positions, norms, widths of neck and head, PQG depth, and the size of the decoder's
+map. It is the real-time model of the three, so that the decoder works at 1/16 and its head refines
+its map by C3 and C2 (`refine`): half the FLOPs of PCMANet, and cost in proportion to pixels. With
+`decoder_stride=8, refine=()` all of the decoder is at 1/8 and a wider head goes from there to 1/4:
+twice as much to compute (README, "What it costs").
+
+The auxiliary heads (`num_tags`, `num_semantic`, off by default) are not of the paper. Nor is what
+makes a small network of it on two pretrained classifiers, off by default too
+(configs/avesformer.py:size=lite): `standardise`, `audio_hidden`, `sound_drop`, and evidence, which
+brings the classifiers' names together:
 
     ImageNet's classes in each cell of C5 x AudioSet's of the second -> evidence [n h/32 w/32 3]
     evidence -> maps that are added before the late stages, and a discount on the logits
@@ -239,9 +245,10 @@ class RefiningHead(nn.Module):
 
 @flax.struct.dataclass
 class Seen:
-    """What the picture alone gives: maps [n h/8 w/8 d] and c2 [n h/4 w/4 d]; size = (h, w).
+    """What the picture alone gives: maps [n h/s w/s d], s = 16 or 8, and c2 [n h/4 w/4 d2].
 
-    For a refining head also c3 [n h/8 w/8 d3]; for evidence sources [n h/32 w/32 rows].
+    For a refining head also c3 [n h/8 w/8 d3]; for evidence sources [n h/32 w/32 rows]. size is
+    (h, w).
     """
 
     maps: PyTree
@@ -265,12 +272,12 @@ class AVESFormer(nn.Module):
     early_stages: int = 3  # published idea: convolutions early, transformer late
     late_stages: int = 3
     late_hidden: int = 2048
-    decoder_stride: int = 8  # or 16
-    head_widths: tuple[int, int] = (256, 128)
+    decoder_stride: int = 16  # or 8
+    refine: tuple[int, ...] = (128, 64)  # a RefiningHead of these widths at 1/8 and 1/4; (): Head
+    head_widths: tuple[int, int] = (256, 128)  # of a RefiningHead the last layer's alone
     norm_groups: int = 32
     # Of the small network, not of the paper:
     standardise: bool = False  # each channel of the pyramid, which may be linear and of any size
-    refine: tuple[int, ...] = ()  # (48, 24): a RefiningHead of these widths at 1/8 and 1/4
     audio_hidden: int = 0  # width of a layer between sound and token; 0: none
     sound_drop: float = 0.0  # of training's seconds have no audio token: evidence must do
     evidence: bool = False  # needs backbones with their classifiers
@@ -340,7 +347,7 @@ class AVESFormer(nn.Module):
         h and w are multiples of 32. `frame_mask`: frames that exist, None = all. The others enter
         no batch statistics (`mask_padded_frames`); otherwise no frame sees another.
         With `train` and auxiliary heads also "tags" [b t num_tags] and "semantic"
-        [b t h/8 w/8 num_semantic].
+        [b t h/s w/s num_semantic], s = `decoder_stride`.
 
         Raises:
           BadValueError: a decoder_stride that the neck does not have.

@@ -14,8 +14,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -66,12 +66,21 @@ def _say_on_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+# What fields of `config.model` were before there were such fields, where that is not their default.
+_BEFORE = {"avesformer": {"refine": ()}}
+
+
+def _complete(model: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
+    """`config.model` of a run of any version, with fields that it did not have."""
+    return _BEFORE.get(model.get("name"), {}) | dict(model)
+
+
 def build_model(
     config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict, **fields
 ) -> nn.Module:
     """The model that `config.model` describes; `fields`: what else training says of it."""
     # Frozen: lists, which tuples become in JSON, are tuples again.
-    model = dict(ml_collections.FrozenConfigDict(config.model))
+    model = dict(ml_collections.FrozenConfigDict(_complete(config.model)))
     # A switch of earlier versions: what is frozen is now the optimiser's business alone.
     model.pop("freeze_audio", None)
     return get_model(**model | fields)
@@ -256,12 +265,12 @@ def is_same_run(one: dict, other: dict) -> bool:
 def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str) -> None:
     """Raises BadValueError naming the fields of `config.model` that differ from the saved ones.
 
-    A field that did not exist when the run was saved has its default there.
+    A field that did not exist when the run was saved is there what it was before, or its default.
     """
     here = json.loads(config.to_json())["model"]
     network = MODELS[here["name"]][1] if here["name"] in MODELS else None
     defaults = {f.name: f.default for f in dataclasses.fields(network)} if network else {}
-    there = {name: defaults[name] for name in here if name in defaults} | saved["model"]
+    there = {name: defaults[name] for name in here if name in defaults} | _complete(saved["model"])
     there = json.loads(json.dumps(there, default=str))  # tuples as lists, as here
     here, there = (
         {name: value for name, value in fields.items() if name not in _HOW_IT_TRAINS}
