@@ -9,9 +9,11 @@ threshold can be tried afterwards.
 import os
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.types import Bool, Float, Int
+from avs_jax.types import Array, Bool, Float, Int
 
 _LIMIT, _BINS = 20.0, 800  # logits beyond the limit count as there; a bin is 0.05 wide
 _CENTRES = (np.arange(_BINS) + 0.5) * 2 * _LIMIT / _BINS - _LIMIT
@@ -85,6 +87,39 @@ def reliability(
             mean = float((inside.sum(0) * p[part == k]).sum() / pixels)
             rows.append((mean, float(inside[1].sum() / pixels), pixels))
     return rows
+
+
+def count_tenths(
+    logits: Float[Array, "b t h w k"], label: Int[Array, "b t h w"], temperature: float = 1.0
+) -> Float[Array, "b t 10 3"]:
+    """By tenth of probability: pixels, the sum of what was said, and how many it is true of.
+
+    On the device, so that no logits need be kept. Of one class what is said is the probability that
+    a pixel sounds; of several that of the likeliest class, which is true where the label is that.
+    """
+    logits = logits.astype(jnp.float32) / temperature
+    if logits.shape[-1] == 1:
+        said, true = jax.nn.sigmoid(logits[..., 0]), label > 0
+    else:
+        said, true = jax.nn.softmax(logits).max(-1), logits.argmax(-1) == label
+    tenth = jnp.clip((said * 10).astype(jnp.int32), 0, 9)
+    rows = []
+    for k in range(10):
+        inside = tenth == k
+        parts = (inside, jnp.where(inside, said, 0.0), inside & true)
+        rows.append(jnp.stack([part.sum((2, 3), dtype=jnp.float32) for part in parts], -1))
+    return jnp.stack(rows, 2)
+
+
+def read_tenths(total: Float[np.ndarray, "10 3"]) -> tuple[list[tuple[float, float, int]], float]:
+    """Rows as `reliability` gives them, and the expected calibration error.
+
+    Args:
+      total: `count_tenths`, summed over frames.
+    """
+    rows = [(said / n, true / n, int(n)) for n, said, true in total.tolist() if n]
+    pixels = sum(n for _, _, n in rows)
+    return rows, sum(abs(said - true) * n for said, true, n in rows) / pixels
 
 
 def _loss(total: np.ndarray, temperature: float) -> float:

@@ -12,7 +12,7 @@ Scores come to the host a few batches late, so that the devices never wait for i
 
 import collections
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from avs_jax import errors
 from avs_jax.data import pipeline, transforms
-from avs_jax.scoring import modes, sounds
+from avs_jax.scoring import calibration, modes, sounds
 from avs_jax.scoring.records import (
     Clip,
     Records,
@@ -54,6 +54,7 @@ class Evaluator:
       sharding: of the batch axis.
       batch_size: over all processes, instead of eval.batch_size.
       boundaries: the own sound's records get region and boundary.
+      temperature: the own sound's records get tenths, see `calibration.count_tenths`; None: not.
       on_masks: called with each clip and, for its own sound, the masks u8[t h w] of the seconds it
         has; each process gets its own clips.
       original_size: scores at the size of the labels on disk. Pictures differ in it, so that the
@@ -74,6 +75,7 @@ class Evaluator:
         *,
         batch_size: int | None = None,
         boundaries: bool = False,
+        temperature: float | None = None,
         on_masks: Callable[[Clip, np.ndarray], Any] | None = None,
         original_size: bool = False,
     ):
@@ -82,56 +84,63 @@ class Evaluator:
         self.split = split_name(config.eval.split)
         self.sounds = tuple(config.eval.sounds)
         self._num_classes = config.model.num_classes
-        self._sharding = sharding
+        self.sharding = sharding
         self._length = len(source)
+        self.source = source
         self._boundaries, self._on_masks = boundaries, on_masks
+        self._temperature = temperature
         self._oracle = config.eval.oracle
         if self._oracle and "objects" not in source[0]:
             raise errors.BadValueError(
                 f"eval.oracle needs the masks of all objects, which {source!r} does not have; "
                 "set eval.oracle=False."
             )
-        self.batches = self._make_batches(config, source, batch_size, original_size)
+        self._batch_size = (batch_size or config.eval.batch_size) // jax.process_count()
+        self._num_threads = config.data.num_threads
+        self._fit = transforms.eval_transforms(config.data.size, masks=not original_size)
+        self.batches = self._make_batches(source, self.sounds)
         self._compile(original_size)
 
-    def _make_batches(self, config, source, batch_size, original_size):
+    def _make_batches(self, source, names):
         shard = (jax.process_index(), jax.process_count())
-        fit = transforms.eval_transforms(config.data.size, masks=not original_size)
         offscreen = None
-        if "offscreen" in self.sounds:
-            clips = sounds.describe_split(source, self.kind, fit, config.data.num_threads, shard)
+        if "offscreen" in names:
+            clips = sounds.describe_split(source, self.kind, self._fit, self._num_threads, shard)
             offscreen = sounds.choose_offscreen(
                 [clip.visible for clip in clips], [clip.sounding for clip in clips]
             )
         return pipeline.eval_batches(
-            sounds.Soundtracks(source, self.sounds, offscreen),
-            batch_size=(batch_size or config.eval.batch_size) // shard[1],
-            transforms=fit,
+            sounds.Soundtracks(source, names, offscreen),
+            batch_size=self._batch_size,
+            transforms=self._fit,
             shard=shard,
-            num_threads=config.data.num_threads,
+            num_threads=self._num_threads,
         )
 
     def _compile(self, original_size):
-        everywhere = NamedSharding(self._sharding.mesh, PartitionSpec())
+        everywhere = NamedSharding(self.sharding.mesh, PartitionSpec())
 
-        def score(logits, batch, boundaries, masks):
+        def score(logits, batch, boundaries, masks, tenths):
             label = batch["label"].astype(jnp.int32)
             b, t, height, width = label.shape
             if logits.shape[2:4] != (height, width):
                 size = (b, t, height, width, logits.shape[-1])
                 logits = jax.image.resize(logits, size, "bilinear", antialias=False)
             scores = score_frames(logits, label, self.kind, boundaries=boundaries, masks=masks)
+            if tenths:
+                scores["tenths"] = calibration.count_tenths(logits, label, self._temperature)
             scores |= {"use": frames_in_use(batch), "exists": batch["frame_mask"]}
             # Given back too: on several hosts no other array holds those of all clips.
             return scores | {"index": batch["index"], "real": batch["example_mask"]}
 
-        def decide_and_score(variables, seen, batch, boundaries, masks):
-            return score(self.network.decide(variables, seen, batch), batch, boundaries, masks)
+        def decide_and_score(variables, seen, batch, **options):
+            return score(self.network.decide(variables, seen, batch), batch, **options)
 
         def score_oracle(batch):
-            return score(oracle_logits(batch["objects"], self._num_classes), batch, False, False)
+            logits = oracle_logits(batch["objects"], self._num_classes)
+            return score(logits, batch, boundaries=False, masks=False, tenths=False)
 
-        static = ("boundaries", "masks")
+        static = ("boundaries", "masks", "tenths")
         self.see = jax.jit(self.network.see)
         # Of several sizes: the network alone; of one: together, so that no logits wait in memory.
         self.decide = jax.jit(self.network.decide) if original_size else None
@@ -170,7 +179,7 @@ class Evaluator:
             for i in np.flatnonzero(batch["example_mask"]).tolist():
                 example = {name: values[i] for name, values in batch.items()}
                 clips[int(batch["index"][i])] = describe_clip(example, self.kind)
-            on_device, _ = pipeline.to_device(batch, self._sharding)
+            on_device, _ = pipeline.to_device(batch, self.sharding)
             waiting.append(self._start(variables, on_device))
             if len(waiting) > _MAX_AHEAD:
                 finish()
@@ -184,26 +193,45 @@ class Evaluator:
 
     def _start(self, variables, batch):
         """{sound: scores} of a batch, under way."""
-        shared = {name: batch[name] for name in ("frames", "frame_mask")}
-        masks = ("label", "label_mask", "frame_mask", "example_mask", "index")
-        labels = {name: batch[name] for name in masks}
+        shared, labels = _part(batch)
         seen = self.see(variables, shared) if self.sounds else None
         scores = {}
         for sound in self.sounds:
             own = sound == "own"
-            options = {
-                "boundaries": own and self._boundaries,
-                "masks": own and self._on_masks is not None,
-            }
-            inputs = shared | {"waveform": batch[f"waveform/{sound}"]}
-            if self.decide is not None:
-                logits = self.decide(variables, seen, inputs)
-                scores[sound] = self.score(logits, labels, **options)
-            else:
-                scores[sound] = self.decide_and_score(variables, seen, inputs | labels, **options)
+            scores[sound] = self._decide(
+                variables,
+                seen,
+                shared | {"waveform": batch[f"waveform/{sound}"]},
+                labels,
+                boundaries=own and self._boundaries,
+                masks=own and self._on_masks is not None,
+                tenths=own and self._temperature is not None,
+            )
         if self._oracle:
             scores[ORACLE] = self.score_oracle(labels | {"objects": batch["objects"]})
         return scores
+
+    def _decide(self, variables, seen, inputs, labels, **options):
+        if self.decide is None:
+            return self.decide_and_score(variables, seen, inputs | labels, **options)
+        return self.score(self.decide(variables, seen, inputs), labels, **options)
+
+    def masks(self, variables: PyTree, places: Sequence[int]) -> list[UInt8[np.ndarray, "_ _ _"]]:
+        """What the model marks in some clips of the split with their own sound: u8[t h w] of each.
+
+        One more pass of these alone, by the programs of the first. For one process.
+        """
+        found = []
+        for batch in self._make_batches(Chosen(self.source, places), ("own",)):
+            on_device, _ = pipeline.to_device(batch, self.sharding)
+            shared, labels = _part(on_device)
+            inputs = shared | {"waveform": on_device["waveform/own"]}
+            options = {"boundaries": False, "masks": True, "tenths": False}
+            seen = self.see(variables, shared)
+            masks = np.asarray(self._decide(variables, seen, inputs, labels, **options)["mask"])
+            real, exists = batch["example_mask"], batch["frame_mask"]
+            found += [mask[e] for mask, e in zip(masks[real], exists[real], strict=True)]
+        return found
 
     def _hand_over(self, masks, exists, index, real, clips):
         for i in np.flatnonzero(real).tolist():
@@ -221,6 +249,29 @@ class Evaluator:
         for sound, records in self.records(variables, track).items():
             for metric, value in modes.summary(records).items():
                 yield f"{self.split}/{metric}{suffix(sound)}", value
+
+
+class Chosen:
+    """Some clips of a source, in the order of their places."""
+
+    def __init__(self, source: Any, places: Sequence[int]):
+        self._source, self._places = source, tuple(places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"{self._source!r}, of which {len(self)}"
+
+    def __getitem__(self, index) -> dict:
+        return self._source[self._places[int(index)]]
+
+
+def _part(batch):
+    """What the network takes of a batch besides a sound, and what scores are made with."""
+    shared = {name: batch[name] for name in ("frames", "frame_mask")}
+    labels = ("label", "label_mask", "frame_mask", "example_mask", "index")
+    return shared, {name: batch[name] for name in labels}
 
 
 def suffix(sound: str) -> str:

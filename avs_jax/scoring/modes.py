@@ -21,6 +21,7 @@ import numpy as np
 from avs_jax import errors
 from avs_jax.scoring import metrics, sounds
 from avs_jax.scoring.records import Records
+from avs_jax.types import Float
 
 RESAMPLES = 1000  # of the bootstrap: the ends of a 95 % interval then move by about 0.001
 
@@ -232,38 +233,56 @@ def groups(records: Records) -> dict[str, Records]:
     return {name: group for name, group in found.items() if group.use.any()}
 
 
+def frame_scores(records: Records) -> Float[np.ndarray, "c t"]:
+    """IoU of every frame: semantic of the classes that are labelled or predicted in it."""
+    if records.kind == "binary":
+        return records["iou"].astype(np.float64)
+    counted = _counted(records)
+    return (_class_scores(records)[0] * counted).sum(2) / np.maximum(counted.sum(2), 1)
+
+
+def clip_scores(records: Records) -> Float[np.ndarray, "c"]:
+    """Mean of `frame_scores` over a clip's frames in use; NaN for a clip without any."""
+    return _ratio(np.where(records.use, frame_scores(records), 0).sum(1), records.use.sum(1))
+
+
 def intervals(
     records: Records, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals of figures of `summary`, by name: clips drawn with replacement.
+    """95 % bootstrap intervals of the figures of `summary`, by name: clips drawn with replacement.
 
-    Of miou, f_measure and, binary, f_measure_set (`strict`'s F).
+    A class, or a kind of frame, of which a resample holds none is left out of its mean.
     """
     records.check()
-    kept = np.flatnonzero(records.use.any(1))
-    rng = np.random.default_rng(seed)
-    # How often each clip is drawn in each resample, [r c].
-    weights = rng.multinomial(len(kept), np.full(len(kept), 1 / len(kept)), resamples)
+    kept, weights = _draw_clips(records, resamples, seed)
     if records.kind == "binary":
-        used = records.use[kept]
-        iou = (records["iou"][kept] * used).sum(1, dtype=np.float64)
-        draws = {
-            "miou": weights @ iou / (weights @ used.sum(1)),
-            "f_measure": weights @ _video_f(records)[kept] / len(kept),
-        }
-        nonempty = _split_empty(records)[0][kept]
-        if nonempty.any():
-            curves = np.einsum("cti,ct->ci", records["curve"][kept].astype(np.float64), nonempty)
-            counts = np.maximum(weights @ nonempty.sum(1), 1)
-            draws["f_measure_set"] = (weights @ curves).max(1) / counts
+        draws = _draw_binary(records, kept, weights)
     else:
         draws = {}
-        for name, score in zip(("miou", "f_measure"), _class_scores(records), strict=True):
-            counted = (_counted(records) & records.use[..., None])[kept]
-            sums = (score[kept] * counted).sum(1)
-            draws[name] = (weights @ sums / np.maximum(weights @ counted.sum(1), 1)).mean(1)
-    low_high = {name: np.quantile(values, (0.025, 0.975)) for name, values in draws.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in low_high.items()}
+        hits, predicted, labelled = (
+            (records[name] * records.use[..., None])[kept].sum(1, dtype=np.float64)
+            for name in ("inter", "predicted", "labelled")
+        )
+        present = labelled.sum(0) > 0
+        for name, ratio in _draw_classes(records, kept, weights).items():
+            draws[name] = _mean_of_drawn(ratio)
+            draws[f"{name}_nobg"] = _mean_of_drawn(ratio[:, 1:])
+            draws[f"{name}_present"] = _mean_of_drawn(ratio[:, present])
+        union = _ratio(weights @ hits, weights @ (predicted + labelled - hits))
+        draws["miou_dataset"] = _mean_of_drawn(union[:, present])
+    return {name: _ends(values) for name, values in draws.items() if np.isfinite(values).any()}
+
+
+def class_intervals(
+    records: Records, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, list[tuple[float, float]]]:
+    """`intervals` of `per_class`: {"iou", "f_measure"} -> one a class; (0, 0) of one never seen."""
+    records.check()
+    kept, weights = _draw_clips(records, resamples, seed)
+    return {
+        {"miou": "iou"}.get(name, name): [_ends(values) for values in ratio.T]
+        for name, ratio in _draw_classes(records, kept, weights).items()
+    }
 
 
 # name -> its figures
@@ -276,6 +295,56 @@ MODES: dict[str, Callable[..., dict[str, float | int]]] = {
 
 
 # ------------------------------------------------------------------------------------ arithmetic
+
+
+def _draw_clips(records, resamples, seed):
+    """The clips with frames in use, and how often each is drawn in each resample, [r c]."""
+    kept = np.flatnonzero(records.use.any(1))
+    rng = np.random.default_rng(seed)
+    return kept, rng.multinomial(len(kept), np.full(len(kept), 1 / len(kept)), resamples)
+
+
+def _draw_binary(records, kept, weights):
+    """{figure: [r]}; NaN where a resample holds no frame of its kind."""
+    nonempty, empty = (part[kept] for part in _split_empty(records))
+    iou = records["iou"][kept].astype(np.float64)
+    draws = {"f_measure": weights @ _video_f(records)[kept] / len(kept)}
+    kinds = {"miou": nonempty | empty, "miou_nonempty": nonempty, "miou_empty": empty}
+    for name, frames in kinds.items():
+        draws[name] = _ratio(weights @ (iou * frames).sum(1), weights @ frames.sum(1))
+    curves = np.einsum("cti,ct->ci", records["curve"][kept].astype(np.float64), nonempty)
+    draws["f_measure_set"] = _ratio((weights @ curves).max(1), weights @ nonempty.sum(1))
+    inter, union = (
+        (records[name] * records.use)[kept].sum(1, dtype=np.float64) for name in ("inter", "union")
+    )
+    return draws | {"iou_dataset": _ratio(weights @ inter, weights @ union)}
+
+
+def _draw_classes(records, kept, weights):
+    """{"miou", "f_measure"}: [r k], NaN where a resample lacks a class; 0 of one never seen."""
+    counted = (_counted(records) & records.use[..., None])[kept]
+    drawn = weights @ counted.sum(1)
+    draws = {}
+    for name, score in zip(("miou", "f_measure"), _class_scores(records), strict=True):
+        ratio = _ratio(weights @ (score[kept] * counted).sum(1), drawn)
+        draws[name] = np.where(counted.any((0, 1)), ratio, 0.0)
+    return draws
+
+
+def _mean_of_drawn(ratio):
+    """[r k] -> [r], over the classes that are not NaN; all are where there is no class."""
+    drawn = np.isfinite(ratio)
+    return _ratio(np.where(drawn, ratio, 0).sum(1), drawn.sum(1))
+
+
+def _ends(values):
+    low, high = np.quantile(values[np.isfinite(values)], (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _ratio(top, bottom):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(bottom > 0, top / bottom, np.nan)
 
 
 def _batches(records, size):

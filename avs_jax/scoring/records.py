@@ -45,7 +45,7 @@ class Records:
       scores: name -> [c t ...]. Binary: iou, curve [c t 255], empty, inter, union, predicted,
         labelled (pixels). Semantic, by class [c t k]: inter, predicted, labelled. Both: pixels of a
         frame, exists (not padding), finite (every logit is a number), and, where asked for, region
-        (J) and boundary (F) of the foreground.
+        (J) and boundary (F) of the foreground, tenths [c t 10 3] (`calibration.count_tenths`).
     """
 
     kind: str

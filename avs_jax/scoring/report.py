@@ -51,7 +51,7 @@ def breakdown(records: Records, class_names: Sequence[str] | None) -> dict[str, 
     parts = modes.groups(records)
     details: dict[str, Any] = {
         "groups": {
-            _name_class(name, class_names): {"frames": int(part.use.sum())} | modes.strict(part)
+            name_group(name, class_names): {"frames": int(part.use.sum())} | modes.strict(part)
             for name, part in parts.items()
         },
         "classes": {},
@@ -65,16 +65,15 @@ def breakdown(records: Records, class_names: Sequence[str] | None) -> dict[str, 
             for i, name in enumerate(names)
         }
         return details
-    iou = np.where(records.use, records["iou"], 0).sum(1) / np.maximum(records.use.sum(1), 1)
     details["clips"] = {
         clip.id: round(float(value), 6)
-        for clip, value, used in zip(records.clips, iou, records.use.any(1), strict=True)
-        if used
+        for clip, value in zip(records.clips, modes.clip_scores(records), strict=True)
+        if not np.isnan(value)
     }
     return details
 
 
-def _name_class(group, class_names):
+def name_group(group: str, class_names: Sequence[str] | None) -> str:
     """class_7 -> class_drum where the data set knows its classes by their ids alone."""
     kind, _, value = group.partition("_")
     if kind == "class" and value.isdigit() and class_names:

@@ -1,5 +1,6 @@
 """Probabilities against what is true, from counts of logits."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,3 +71,24 @@ def test_logits_beyond_the_limit_count_at_it():
 def test_a_plot_is_drawn(tmp_path):
     calibration.draw(tmp_path / "r.png", count(*draw_frames(2.0)).sum(0), 2.0)
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tenths_of_the_device_are_those_of_the_histograms():
+    logits, truth = draw_frames(1.5, count=8)
+    batch = jnp.asarray(logits)[None, ..., None], jnp.asarray(truth, jnp.int32)[None]
+    counted = calibration.count_tenths(*batch, 1.5)
+    rows, error = calibration.read_tenths(np.asarray(counted, np.float64)[0].sum(0))
+    expected = calibration.reliability(count(logits, truth).sum(0), 1.5)
+    assert sum(pixels for _, _, pixels in rows) == truth.size
+    # of a histogram, whose bins of 0.05 blur the tenths' edges
+    np.testing.assert_allclose([r[:2] for r in rows], [r[:2] for r in expected], atol=0.03)
+    assert error < 0.02
+
+
+def test_tenths_of_several_classes_ask_whether_the_likeliest_is_right():
+    logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.1, 0.65, 0.25]]))
+    label = jnp.array([1, 1])
+    counted = calibration.count_tenths(logits.reshape(1, 1, 1, 2, 3), label.reshape(1, 1, 1, 2))
+    rows, error = calibration.read_tenths(np.asarray(counted, np.float64)[0, 0])
+    assert rows == [pytest.approx((0.65, 1.0, 1)), pytest.approx((0.7, 0.0, 1))]
+    assert error == pytest.approx((0.35 + 0.7) / 2)

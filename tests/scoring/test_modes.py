@@ -394,7 +394,7 @@ def test_interval_holds_the_figure_and_is_the_same_every_time(classes):
     records = make_records(*_random(seed=8, clips=30, classes=classes))
     figures = modes.summary(records)
     found = modes.intervals(records, resamples=300)
-    assert set(found) == {"miou", "f_measure"} | ({"f_measure_set"} if classes == 1 else set())
+    assert set(found) == set(figures)
     for name, (low, high) in found.items():
         assert low < figures[name] < high
     assert found == modes.intervals(records, resamples=300)
@@ -405,6 +405,32 @@ def test_interval_of_equal_clips_has_no_width():
     records = make_records(*(np.repeat(x, 6, 0) for x in (logits, label, use)))
     for low, high in modes.intervals(records, resamples=50).values():
         assert high - low < 1e-9
+
+
+def test_class_of_a_single_clip_does_not_draw_the_interval_below_the_figure():
+    label = np.zeros((20, 1, 4, 4), np.int32)
+    label[:, :, :2] = 1
+    label[0, :, :2] = 2  # is missing from a third of all resamples
+    records = make_records(9.0 * np.eye(3)[label], label)
+    low, high = modes.intervals(records)["miou"]
+    assert low == high == modes.summary(records)["miou"] == pytest.approx(1.0, abs=1e-6)
+    for name, ends in modes.class_intervals(records).items():
+        np.testing.assert_allclose(ends, np.stack([modes.per_class(records)[name]] * 2, -1))
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_scores_of_clips_are_means_of_their_frames_in_use(classes):
+    records = make_records(*_random(classes=classes)[:2])
+    kept = records.only(clips=np.arange(len(records.clips)) != 1)
+    scores = modes.clip_scores(kept)
+    assert np.isnan(scores[1]) and np.isfinite(np.delete(scores, 1)).all()
+    if classes == 1:
+        assert np.nanmean(scores) == pytest.approx(modes.summary(kept)["miou"])
+    else:
+        alone = records.only(clips=np.arange(len(records.clips)) == 0)
+        alone = alone.only(seconds=np.arange(alone.use.shape[1]) == 0)
+        seen = modes.per_class(alone)
+        assert modes.clip_scores(alone)[0] == pytest.approx(seen["iou"][seen["frames"] > 0].mean())
 
 
 def _robust(records):
