@@ -28,6 +28,11 @@ the same masks, so compare within one family only:
     jf       DAVIS: region similarity J, boundary accuracy F
     robust   silence, noise, a sound from off the screen, another clip's, a late one
 
+    python -m avs_jax.evaluate --checkpoint WORKDIR --report DIR
+
+also writes DIR/report.html, one file that opens without a network: figures with their intervals, by
+group and class, best and worst clips with their sound, other sounds, reliability, the run's curves.
+
     python -m avs_jax.evaluate --real DIR
 
 scores the model that comes with the package, or that of --checkpoint, on films of your own with
@@ -61,6 +66,7 @@ from avs_jax.media.partial import removed_on_signals
 from avs_jax.models.forward import count_params
 from avs_jax.prediction.masks import compile_forward
 from avs_jax.prediction.model import Model
+from avs_jax.reporting import gathering
 from avs_jax.scoring import calibration, evaluators, modes, real, report, seeds, sounds, views
 from avs_jax.scoring.evaluators import ORACLE, Evaluator
 from avs_jax.scoring.records import Records
@@ -100,20 +106,23 @@ def evaluate_all(args: argparse.Namespace) -> None:
     # Clips of their original size do not fit into one batch: one clip at a time, on one device.
     mesh = devices.make_mesh(devices=jax.local_devices()[:1] if args.original_size else None)
     checkpoints = args.checkpoint.split(",")
+    if args.report:
+        errors.check_writable("--report", epath.Path(args.report))
     runs, first, evaluator = {}, None, None
     for number, checkpoint in enumerate(checkpoints):
         started = time.monotonic()
         loaded = open_model(checkpoint, args.which, args.config)
         first = first or loaded
         check_same_kind(first, loaded, checkpoints[0], checkpoint)
-        output = epath.Path(args.output or zoo.own_folder(checkpoint))
-        if len(checkpoints) > 1:
-            output = output / f"run_{number}"
-        with jax.default_matmul_precision(args.matmul_precision or loaded.matmul_precision):
+        part = f"run_{number}" if len(checkpoints) > 1 else ""
+        output = epath.Path(args.output or zoo.own_folder(checkpoint)) / part
+        precision = args.matmul_precision or loaded.matmul_precision
+        with jax.default_matmul_precision(precision):
             if evaluator is None:
                 config = override(loaded.config, args, mesh)
                 evaluator = build_evaluator(loaded, config, args, mesh, output)
-            records = evaluator.records(replicate(loaded.variables, mesh), show_progress)
+            variables = replicate(loaded.variables, mesh)
+            records = evaluator.records(variables, show_progress)
         if jax.process_index() == 0:
             about = describe(loaded, config, checkpoint, args) | {
                 "clips": len(records["own"].clips),
@@ -121,10 +130,17 @@ def evaluate_all(args: argparse.Namespace) -> None:
                 "eval/seconds": round(time.monotonic() - started, 1),
             }
             runs[checkpoint] = present(records, about, config, args, output)
+        if args.report:
+            run = (evaluator, variables, loaded, config, records, runs[checkpoint], about)
+            with jax.default_matmul_precision(precision):
+                page = gathering.report_run(epath.Path(args.report) / part, *run)
+            print(f"report: {page}", file=sys.stderr)
     if len(runs) > 1:
         results, text = seeds.summarise(runs)
         print(f"\n{text}\n{json.dumps(results)}")
         report.write(epath.Path(args.output), results, {}, text)
+        if args.report:
+            gathering.report_runs(epath.Path(args.report), results)
 
 
 def evaluate_real(args: argparse.Namespace) -> None:
@@ -224,8 +240,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--sounds",
         type=names("sound", sounds.SOUNDS),
-        default=sounds.USUAL,
-        help=f"comma-separated, of {', '.join(sounds.SOUNDS)}, or all (default: own,mute,swap)",
+        help=f"comma-separated, of {', '.join(sounds.SOUNDS)}, or all (default: own,mute,swap; "
+        "noise too with --report)",
     )
     add(
         "--metrics",
@@ -237,6 +253,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no_padded_frames", action="store_true", help="leave them out of AVSS in paper mode")
     add("--original_size", action="store_true", help="score at the size on disk, not the model's")
     add("--save_masks", metavar="DIR", help="folder for every predicted mask, as ids and colours")
+    add("--report", metavar="DIR", help="folder for report.html, all of it on one page")
     add("--size", type=int, help="pixels that the model sees, if not those it was trained on")
     add(
         "--tta",
@@ -256,11 +273,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", metavar="DIR", help="folder for the results (default: the checkpoint's)")
     hosts.add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.sounds is None:
+        args.sounds = (*sounds.USUAL, *(["noise"] if args.report else []))
     _check_arguments(args)
     return args
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
+    other = [k for k in ("real", "calibrate", "distributed", "coordinator") if getattr(args, k)]
+    if args.report and other:
+        raise errors.BadValueError(
+            f"--report is of a data set, evaluated by one process; leave out --{other[0]}."
+        )
     if args.f_batch_videos < 1:
         raise errors.BadValueError(f"--f_batch_videos={args.f_batch_videos}: wanted 1 or more.")
     if args.size is not None and args.size < 1:
@@ -365,6 +389,7 @@ def build_evaluator(
             source,
             devices.batch_sharding(mesh),
             boundaries="jf" in args.metrics,
+            temperature=loaded.temperature if args.report else None,
             on_masks=folder.save if folder else None,
             original_size=args.original_size,
         )
@@ -428,7 +453,7 @@ def compute_families(
             families[family] = modes.paper(own, args.f_batch_videos, not args.no_padded_frames)
         else:
             families[family] = modes.MODES[family](own)
-    if args.metrics:
+    if args.metrics or args.report:
         families["interval"] = {
             f"{name}_{end}": value
             for name, ends in modes.intervals(own).items()

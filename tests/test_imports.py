@@ -27,6 +27,7 @@ ROOMS = (
     "scoring",
     "weights",
     "prediction",
+    "reporting",
     "training",
 )
 
@@ -39,8 +40,11 @@ LAZY = {
     "which building does not need",
     ("avs_jax.scoring.calibration", "matplotlib.backends.backend_agg"): "0.5 s, for one picture",
     ("avs_jax.scoring.calibration", "matplotlib.figure"): "0.5 s, for one picture",
-    ("avs_jax.training.curves", "matplotlib.backends.backend_agg"): "0.5 s, for one picture",
-    ("avs_jax.training.curves", "matplotlib.figure"): "0.5 s, for one picture",
+    ("avs_jax.reporting.curves", "matplotlib.backends.backend_agg"): "0.5 s, for one picture",
+    ("avs_jax.reporting.curves", "matplotlib.figure"): "0.5 s, for one picture",
+    ("avs_jax.reporting.embedding", "matplotlib"): "0.5 s, for --report alone",
+    ("avs_jax.reporting.embedding", "matplotlib.backends.backend_svg"): "0.5 s, for --report alone",
+    ("avs_jax.reporting.embedding", "matplotlib.figure"): "0.5 s, for --report alone",
     (
         "avs_jax.media.audio",
         "soxr",
@@ -193,6 +197,7 @@ def test_files_lie_in_the_tests_as_in_the_package():
         "test_conftest.py",
         "test_imports.py",
         "test_old_files.py",  # what earlier versions left on disk
+        "test_readme.py",
         "test_wheel.py",
         "faults/test_torture.py",
         "data/avsbench/test_mini_run.py",  # AVSBench from folders to figures

@@ -10,12 +10,12 @@ from PIL import Image
 
 from avs_jax import errors, models, pictures
 from avs_jax.models.forward import example_inputs
+from avs_jax.reporting import inside
 from avs_jax.training import state
 from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.weights.trained import build_model
 from configs import common
 from tests.data.tiny import build_tiny
-from tests.weights.zoo import stand_in
 
 SMALL = {
     "avesformer": {
@@ -72,7 +72,7 @@ def save_run(workdir, data_dir, name, fill_variables):
 
 
 KINDS = {
-    "avesformer": {"strips"},
+    "avesformer": {"strips", "prompts"},
     "pcmanet": {"strips", "confidence"},
     "catr": {"strips", "listening"},
 }
@@ -97,7 +97,7 @@ def test_program_draws_every_kind_of_picture_of_a_model(
 def test_every_model_has_its_kinds_tested():
     assert set(KINDS) == set(models.MODELS)
     assert {name: kinds - {"strips"} for name, kinds in KINDS.items() if len(kinds) > 1} == {
-        name: set(kinds) for name, kinds in pictures.INSIDE.items()
+        name: set(kinds) for name, kinds in inside.INSIDE.items()
     }
 
 
@@ -114,30 +114,3 @@ def test_too_many_clips_are_an_error(tmp_path, data_dir, fill_variables):
     workdir = save_run(tmp_path, data_dir, "avesformer", fill_variables)
     with pytest.raises(errors.BadValueError, match="--count=3: wanted 1 to 2"):
         pictures.main(["--checkpoint", str(workdir), "--count", "3"])
-
-
-@pytest.mark.parametrize(("classes", "expected"), [(1, [1, 0]), (3, [2, 1])])
-def test_ids_are_signs_or_the_likeliest_class(classes, expected):
-    logits = np.array([[0.1, 0.2, 0.3], [-1.0, 2.0, 0.0]], np.float32)[:, :classes]
-    np.testing.assert_array_equal(pictures.predict_ids(logits), expected)
-
-
-def test_clip_is_shown_as_long_as_it_is():
-    clip = {
-        "frames": np.zeros((5, 4, 4, 3), np.uint8),
-        "label": np.zeros((5, 4, 4), np.int32),
-        "frame_mask": np.arange(5) < 3,
-    }
-    sample = pictures.Sample(clip, clip, {})
-    assert [x.shape[0] for x in sample.known()] == [3, 3]
-
-
-def test_masks_of_one_class_begin_at_the_model_s_own_threshold():
-    loaded = stand_in.make_loaded()._replace(temperature=2.0, threshold=0.3)
-    least = pictures.Network(loaded).least
-    p = 1 / (1 + np.exp(-np.array([least - 0.01, least + 0.01]) / 2.0))
-    assert p[0] < 0.3 < p[1]
-    assert pictures.predict_ids(np.array([[least - 0.01], [least + 0.01]]), least).tolist() == [
-        0,
-        1,
-    ]

@@ -250,6 +250,38 @@ def listening_strip(
     return _assemble(rows, legend)
 
 
+def attention_strip(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    truth: Int[np.ndarray, "t h w"] | UInt8[np.ndarray, "t h w"] | None,
+    maps: dict[str, Float[np.ndarray, "t _ _"]],
+    waveform: Float[np.ndarray, "s"] | None = None,
+    class_names: Sequence[str] | None = None,
+    binary: bool = True,
+) -> UInt8[np.ndarray, "out_h out_w 3"]:
+    """What cells of a clip look at: a row a thing looked at.
+
+    Args:
+      truth: class ids, 0 = background; None leaves the row out.
+      maps: name -> weights >= 0 of cells, each drawn as a share of its clip's greatest; under each
+        second stand the least and the greatest of its frame.
+      waveform, class_names, binary: see `strip`.
+    """
+    if binary:
+        truth = None if truth is None else np.minimum(truth, 1)
+    rows = _frame_rows(frames, truth, BINARY_COLOURS if binary else palette(256))
+    width = rows[0][1][0].shape[1]
+    for name, weights in maps.items():
+        rows.append((name, _heat(frames, weights)))
+        ends = [f"{second.min():.0%} to {second.max():.0%}" for second in weights]
+        rows.append(("", _write(ends, width)))
+    if waveform is not None:
+        rows.append(("sound", _draw_sound(waveform, len(frames), width)))
+    shades = _colour_map(np.array([[0, 128, 255]], np.uint8))[0]
+    names = ("no attention", "half of the most", "most attention")
+    legend = [] if binary else _name_classes((truth,), class_names)
+    return _assemble(rows, [*zip(names, shades, strict=True), *legend])
+
+
 def _name_classes(masks, class_names: Sequence[str] | None) -> list[tuple[str, np.ndarray]]:
     """A legend of the classes in masks of class ids, if they have names."""
     present = [np.unique(ids) for ids in masks if ids is not None]

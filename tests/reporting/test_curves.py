@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from avs_jax import errors
-from avs_jax.training import curves
+from avs_jax.reporting import curves
 from avs_jax.weights import trained
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -13,6 +14,7 @@ from avs_jax.weights.trained import read_curves
 _NO_LOSS = {
     f"train/{name}" for name in ("learning_rate", "clips_per_second", "seconds", "grad_norm")
 }
+_MOST_POINTS = 400  # of a curve: more than a picture has columns for
 _SCORE = re.compile(r"(?!train/).*/(miou|f_measure)(_mute|_swap)?")  # the log has finer ones
 
 
@@ -31,26 +33,55 @@ def learning_curve(log: str | os.PathLike, picture: str | os.PathLike) -> None:
     log = epath.Path(log)
     if not log.exists():
         raise errors.NotFoundError(f"no log {str(log)!r}; a run writes WORKDIR/metrics.jsonl.")
-    curves = read_curves(log)
-    losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in _NO_LOSS}
-    scores = {n: c for n, c in curves.items() if _SCORE.fullmatch(n)}
-    if not losses and not scores:
+    panels = choose_panels(read_curves(log))
+    if not panels:
         raise errors.BadValueError(
             f"{str(log)!r} holds no train/loss and no score; wanted a run's metrics.jsonl."
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # 0.5 s, for this alone
     from matplotlib.figure import Figure
 
-    panels = [p for p in (("loss", losses), ("validation", scores)) if p[1]]
     figure = Figure(figsize=(7, 0.6 + 2.6 * len(panels)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
+    draw(figure, panels, read_curves(log).get("train/seconds"))
+    Path(picture).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, metadata={"Software": None})
+
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, values), see `read_curves`
+
+
+def choose_panels(curves: Curves) -> list[tuple[str, Curves]]:
+    """(title, its curves) of what a log holds: "loss" and "validation", or one, or neither."""
+    losses = {n: c for n, c in curves.items() if n.startswith("train/") and n not in _NO_LOSS}
+    scores = {n: c for n, c in curves.items() if _SCORE.fullmatch(n)}
+    return [panel for panel in (("loss", losses), ("validation", scores)) if panel[1]]
+
+
+def draw(
+    figure: Any,
+    panels: list[tuple[str, Curves]],
+    seconds: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
+    """Draws `choose_panels` one below the other onto a matplotlib Figure.
+
+    seconds: the log's train/seconds, for a scale of minutes.
+    """
+    panels = [(title, {n: thin(*c) for n, c in group.items()}) for title, group in panels]
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (title, group) in zip(axes, panels, strict=True):
         _draw_panel(axis, title, group)
     axes[-1].set_xlabel("step")
-    _add_minutes(axes[0], curves.get("train/seconds"))
-    Path(picture).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, metadata={"Software": None})
+    _add_minutes(axes[0], seconds)
+
+
+def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve of at most 400 points: means of neighbours where there are more."""
+    if len(steps) <= _MOST_POINTS:
+        return steps, values
+    parts = zip(*(np.array_split(x, _MOST_POINTS) for x in (steps, values)), strict=True)
+    means = [(s[-1], v.mean()) for s, v in parts]
+    return np.array([s for s, _ in means]), np.array([v for _, v in means])
 
 
 def _draw_panel(axis, title: str, group: dict) -> None:
