@@ -459,7 +459,7 @@ def not_finite(bad_step: int, recent_ids, checkpoints: Checkpoints) -> errors.Ba
     )
 
 
-def parse_flags(argv):
+def parse_flags(argv, known=flags.FLAGS):
     """absl's parser, after a look at --config: its own errors for a typo there are stack traces.
 
     Raises:
@@ -476,7 +476,7 @@ def parse_flags(argv):
     if spec:
         check_fields(read_config(spec), fields)
     try:
-        return flags.FLAGS(argv)
+        return known(argv)
     except SystemExit:  # --help, which absl ends with 1
         sys.exit(0)
     except flags.Error as error:

@@ -4,8 +4,8 @@ NAME.npz     the weights: what has one dimension in float32, the rest in float16
 NAME.json    config, temperature, threshold, sha256 of the weights, versions
 NAME.md      the model card (NAME.png its plot): data, licences, figures, limits, how it was trained
 
-`python -m avs_jax.convert avesformer WORKDIR --to-zoo avs_jax/weights/zoo/lite` writes the first
-two from a training run.
+`python -m avs_jax.convert avesformer WORKDIR --to-zoo --output avs_jax/weights/zoo/lite` writes the
+first two from a training run.
 """
 
 import hashlib
