@@ -205,22 +205,35 @@ def test_eight_devices_train_and_evaluate_as_one(run, whole_run, tmp_path):
     assert scores(whole_run)[4] == pytest.approx(scores(tmp_path)[4], abs=1e-4)
 
 
-@pytest.mark.slow
-def test_two_processes_train_and_go_on_in_another_mode(run, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+@pytest.fixture
+def run_two(run, tmp_path, address):
+    """`run_two(steps, **fields)` -> what two processes of two devices each print."""
 
     def start(steps, **fields):
         place = (f"--coordinator={address}", "--num_processes=2")
-        return [
+        processes = [
             run(tmp_path, steps, 2, options=(*place, f"--process_id={i}"), **fields)
             for i in range(2)
         ]
+        return [finish(process) for process in processes]
 
-    for process in start(2, parallel="pmap"):
-        finish(process)
-    outputs = [finish(process) for process in start(4)]
+    return start
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_which_goes_on_and_they_after_it(
+    run, run_two, whole_run, tmp_path
+):
+    run_two(2)
+    assert "going on at step 2 of 4" in finish(run(tmp_path, steps=4, devices=4))
+    assert "going on at step 4 of 6" in run_two(6)[0]
+    assert_trained_alike(whole_run, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_go_on_in_another_mode(run_two, tmp_path):
+    run_two(2, parallel="pmap")
+    outputs = run_two(4)
     assert "going on at step 2 of 4" in outputs[0]
     assert "changed since: parallel is 'pmap' there and 'sharded' here" in outputs[0]
     assert sorted(losses(tmp_path)) == [1, 2, 3, 4]

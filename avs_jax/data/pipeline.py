@@ -1,6 +1,6 @@
 """From random access to batches on devices, by grain.
 
-    train_batches   source -> shard by process -> seeded shuffle -> repeat -> transforms -> batch
+    train_batches   source -> seeded shuffle -> repeat -> transforms -> rows of a process -> batch
     eval_batches    source -> shard -> transforms -> padded batch
     to_device       host batch -> global arrays
 
@@ -100,20 +100,44 @@ def _apply(dataset: grain.MapDataset, transforms: Sequence) -> grain.MapDataset:
     return dataset
 
 
+class _Share(grain.MapDataset):
+    """Of every `count` times `batch_size` clips the part of one process, in their order."""
+
+    def __init__(self, clips: grain.MapDataset, batch_size: int, shard: tuple[int, int]):
+        super().__init__(clips)
+        self._batch_size, self._shard = batch_size, shard
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._shard[1]
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return self.slice(place)
+        index, count = self._shard
+        batch, row = divmod(place, self._batch_size)
+        return self._parent[(batch * count + index) * self._batch_size + row]
+
+
 class TrainBatches(grain.DatasetIterator):
     """An endless iterator of batches; see `train_batches`.
 
-    Its state is the number of clips given out. It holds for any number of threads and workers and
-    for any batch size: a run can go on with others. States of older runs, which are grain's own and
-    count batches, are understood.
+    Its state is the number of clips given out by all processes. It holds for any number of them, of
+    threads and of workers, and for any batch size: a run can go on with others. States of older
+    runs, which count a process's own clips or, being grain's own, batches, are understood.
     """
 
     def __init__(
-        self, clips: grain.MapDataset, batch_size: int, num_threads: int, num_workers: int
+        self,
+        clips: grain.MapDataset,
+        batch_size: int,
+        num_threads: int,
+        num_workers: int,
+        shard: tuple[int, int] = (0, 1),
     ):
         super().__init__()
         self._clips = clips
         self._batch_size = batch_size
+        self._shard = shard
         self._num_threads = num_threads
         self._num_workers = num_workers
         self._start(0)
@@ -121,6 +145,8 @@ class TrainBatches(grain.DatasetIterator):
     def _start(self, position: int) -> None:
         self._position = position
         clips, size = self._clips[position:], self._batch_size
+        if self._shard[1] > 1:
+            clips = _Share(clips, size, self._shard)
         if self._num_workers:
             self._batches = iter(_batch_by_processes(clips, size, self._num_workers))
         else:
@@ -132,30 +158,36 @@ class TrainBatches(grain.DatasetIterator):
             # Arrays of workers are shared memory, which is given back once nothing refers to it. On
             # a CPU JAX does not copy them, and may still refer to the last ones when Python ends.
             batch = {name: np.array(value) for name, value in batch.items()}
-        self._position += self._batch_size
+        self._position += self._batch_size * self._shard[1]
         return batch
 
     def get_state(self) -> dict[str, int]:
-        return {"clips": self._position}
+        return {"clips_of_all": self._position}
 
     def set_state(self, state: dict) -> None:
-        """Raises ValueError for a state of another kind."""
+        """Raises ValueError for a state of another kind.
+
+        One of an older run is taken to be of as many processes as there are, unless it says.
+        """
         self._batches.close()
-        self._start(_count_clips(state, self._batch_size))
+        self._start(_count_clips(state, self._batch_size, self._shard[1]))
 
     def close(self) -> None:
         self._batches.close()
 
 
-def _count_clips(state: dict, batch_size: int) -> int:
-    """Clips that an iterator in that state has given out."""
+def _count_clips(state: dict, batch_size: int, processes: int) -> int:
+    """Clips that the iterators of all processes have given out, where one is in that state."""
+    processes = state.get("processes", processes)
     match state:
-        case {"clips": int(clips)}:
+        case {"clips_of_all": int(clips)}:
             return clips
+        case {"clips": int(clips)}:  # of one process, as long as each had clips of its own
+            return clips * processes
         case {"next_index": int(batches)}:  # before clips were counted
-            return batches * batch_size
-        case {"iterators_in_use_states": [*workers]} if all(workers):  # the same, with processes
-            return sum(worker["next_index"] for worker in workers) * batch_size
+            return batches * batch_size * processes
+        case {"iterators_in_use_states": [*workers]} if all(workers):  # the same, with workers
+            return sum(worker["next_index"] for worker in workers) * batch_size * processes
     raise ValueError(f"the position in the data, {state}, is of an unknown kind")
 
 
@@ -171,10 +203,12 @@ def train_batches(
 ) -> TrainBatches:
     """An endless iterator of training batches whose position can be saved and restored exactly.
 
-    Each process sees its own clips, `source[index::count]`, in an order drawn anew for every
-    pass; each clip meets other random numbers in every pass. The order depends on seed and shard
-    only: not on batch size, threads, workers or transforms, so that an iterator with another
-    picture size can go on where this one stood (`other.set_state(this.get_state())`).
+    The clips come in an order drawn anew for every pass; each meets other random numbers in every
+    pass. Each process gets its rows of every global batch, in the order of the processes: together
+    they have what one process alone has. Order and numbers depend on the seed only: not on batch
+    size, processes, threads, workers or transforms, so that an iterator with another picture size,
+    or of another number of processes, can go on where this one stood
+    (`other.set_state(this.get_state())`).
 
     Memory: with threads one batch is kept ready beside the one that was given out (or two clips a
     thread, if that is more), with processes three for each of them. A batch of 8 clips of 5 s and
@@ -192,20 +226,20 @@ def train_batches(
       batches in the contract's format (`id` is a numpy array of str).
 
     Raises:
-      BadValueError: batch size or shard make no sense, or the shard holds fewer clips than a batch.
+      BadValueError: batch size or shard make no sense, or there are fewer clips than in a batch of
+      all processes.
     """
     _check_batch_size(batch_size, shard)
-    index, count = shard
-    clips = grain.MapDataset.source(source)[index::count]
-    if len(clips) < batch_size:
+    _, count = shard
+    if len(source) < batch_size * count:
         raise errors.BadValueError(
-            f"batch_size={batch_size} per process, but process {index} of {count} has only "
-            f"{len(clips)} of the {len(source)} clips; use a smaller batch or more data."
+            f"batch_size={batch_size} for each of {count} process(es), but there are only "
+            f"{len(source)} clips; use a smaller batch or more data."
         )
-    # Processes draw different numbers, or clip j of each would be flipped alike.
-    mixed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
-    clips = _apply(clips.seed(mixed).shuffle().repeat(None), transforms)
-    return TrainBatches(clips, batch_size, num_threads, num_workers)
+    # As the first process of several once had it, so that runs of one go on as they were.
+    mixed = int(np.random.SeedSequence((seed, 0)).generate_state(1)[0])
+    clips = grain.MapDataset.source(source)[::].seed(mixed).shuffle().repeat(None)
+    return TrainBatches(_apply(clips, transforms), batch_size, num_threads, num_workers, shard)
 
 
 class _EvalView:

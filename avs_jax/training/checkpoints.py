@@ -213,9 +213,9 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     model=ocp.args.StandardRestore(None if old else model),
                     optimizer=ocp.args.StandardRestore(None if old else optimizer),
-                    data=grain.checkpoint.CheckpointRestore(iterator),
                 ),
             )
+            iterator.set_state(self._read_position(step))
             tree = {"model": restored["model"], "optimizer": restored["optimizer"]}
             compare_checksums(tree, meta["checksums"])
             if old:
@@ -231,6 +231,17 @@ class Checkpoints:
             opt_state=restored["optimizer"]["opt_state"],
             ema=restored["model"].get("ema"),
         ), None
+
+    def _read_position(self, step: int) -> dict:
+        """The iterator's state: what this process wrote, or, where other numbers of them trained,
+        any of those; `processes` says how many there were."""
+        folder = self.workdir / "checkpoints" / str(step) / "data"
+        own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+        files = [own] if own.exists() else sorted(folder.glob("process_*-of-*.json"))
+        if not files:
+            raise FileNotFoundError(f"{folder} holds no position in the data")
+        processes = int(files[0].stem.rpartition("-")[2])
+        return json.loads(files[0].read_text()) | {"processes": processes}
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Moves damaged steps out of the way: the run will save them anew."""

@@ -145,7 +145,8 @@ def test_an_iterator_of_another_size_goes_on_where_the_first_stood(source):
 @pytest.mark.parametrize(
     "saved",
     [
-        {"clips": 9},
+        {"clips_of_all": 9},
+        {"clips": 9},  # each process counted its own
         {"next_index": 3},  # of a version that counted batches
         {  # the same by two worker processes
             "next_index_in_cycle": 1,
@@ -156,7 +157,7 @@ def test_an_iterator_of_another_size_goes_on_where_the_first_stood(source):
             "future_states": {},
         },
     ],
-    ids=["clips", "batches", "batches of workers"],
+    ids=["clips", "own clips", "batches", "batches of workers"],
 )
 def test_a_position_of_any_version_goes_on_at_the_same_clip(saved):
     whole = train(Clips(10), transforms=(), batch_size=3)
@@ -236,17 +237,68 @@ def test_a_worker_process_resumes_exactly(source):
         assert_same(batch, other)
 
 
+def train_together(processes, batch_size=8, **options):
+    """Each process's iterator; together they make batches of `batch_size` clips."""
+    own = batch_size // processes
+    return [
+        train(batch_size=own, shard=(index, processes), **options) for index in range(processes)
+    ]
+
+
+def take_together(iterators, count):
+    """Global batches, as devices in the order of the processes get them."""
+    parts = [take(iterator, count) for iterator in iterators]
+    return [
+        {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        for batches in zip(*parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_have_together_what_one_has_alone(source, processes):
+    options = {"source": source, "batch_size": 4}
+    alone = take_together(train_together(1, **options), 5)
+    together = take_together(train_together(processes, **options), 5)
+    for batch, other in zip(alone, together, strict=True):
+        assert_same(batch, other)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (2, 1), (4, 2), (2, 2)])
+def test_a_position_holds_for_another_number_of_processes(before, after):
+    options = {"source": Clips(30), "transforms": ()}
+    whole = take_together(train_together(1, **options), 6)
+    first = train_together(before, **options)
+    take_together(first, 2)
+    (state,) = {tuple(iterator.get_state().items()) for iterator in first}
+    then = train_together(after, **options)
+    for iterator in then:
+        iterator.set_state(dict(state))
+    for batch, other in zip(whole[2:], take_together(then, 4), strict=True):
+        assert_same(batch, other)
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [({"clips": 4}, 2), ({"clips": 4, "processes": 2}, 1), ({"next_index": 2}, 2)],
+)
+def test_a_position_of_one_of_two_older_processes_is_counted_over_both(state, after):
+    options = {"source": Clips(30), "transforms": (), "batch_size": 4}
+    whole = take_together(train_together(1, **options), 4)
+    then = train_together(after, **options)
+    for iterator in then:
+        iterator.set_state(state)
+    assert_same(take_together(then, 1)[0], whole[2])
+
+
 @settings(deadline=None, max_examples=25)
-@given(count=st.integers(4, 40), processes=st.integers(1, 4), seed=st.integers(0, 9))
-def test_processes_share_the_clips_without_overlap(count, processes, seed):
-    seen = []
-    for index in range(processes):
-        own = len(range(index, count, processes))
-        batches = train(
-            Clips(count), batch_size=own, seed=seed, transforms=(), shard=(index, processes)
-        )
-        seen += ids_of(batches, 1)
-    assert sorted(seen) == sorted(f"clip{i}" for i in range(count))
+@given(count=st.integers(8, 40), processes=st.integers(1, 4), seed=st.integers(0, 9))
+def test_processes_share_a_pass_without_overlap(count, processes, seed):
+    iterators = [
+        train(Clips(count), batch_size=1, seed=seed, transforms=(), shard=(index, processes))
+        for index in range(processes)
+    ]
+    seen = [name for iterator in iterators for name in ids_of(iterator, count // processes)]
+    assert len(set(seen)) == len(seen) == count // processes * processes
 
 
 @settings(deadline=None, max_examples=25)
@@ -320,8 +372,8 @@ def test_frames_of_several_sizes_need_a_transform():
     "options, said",
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 9}, "only 8 of the 8 clips"),
-        ({"batch_size": 5, "shard": (0, 2)}, "only 4 of the 8 clips"),
+        ({"batch_size": 9}, "batch_size=9 for each of 1 .* only 8 clips"),
+        ({"batch_size": 5, "shard": (0, 2)}, "batch_size=5 for each of 2 .* only 8 clips"),
         ({"shard": (2, 2)}, r"shard=\(2, 2\)"),
     ],
 )

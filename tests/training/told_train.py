@@ -19,7 +19,7 @@ next_batch = TrainBatches.__next__
 
 def tell(batches):
     workdir = pathlib.Path(train._WORKDIR.value)
-    step = batches.get_state()["clips"] // batches._batch_size + 1
+    step = batches.get_state()["clips_of_all"] // batches._batch_size + 1
     if step == int(os.environ.get("KILL_AT", 0)):
         while not (workdir / "checkpoints" / str(step - 1)).exists():
             time.sleep(0.01)
