@@ -77,7 +77,7 @@ def mark_paths(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str
     marked: list[str] = []
     for argument in argv:
         is_value = bool(marked) and marked[-1] in takes_path
-        is_name = argument.startswith("-") and argument not in known
+        is_name = argument.startswith("-") and argument not in (*known, "-")  # - is stdout
         is_film = is_name and (
             os.path.exists(argument) or re.search(r"^-[^-].*\.[a-z]\w*$", argument)
         )

@@ -15,11 +15,18 @@ A model sees clips of some seconds, one picture each, so there is one mask a sec
 four, each from the picture and the sound around it, as `lite` does unless told otherwise. Every
 picture of the overlay carries the mask nearest in time. The film is read and written piece by
 piece: its length is limited by the disk alone.
+
+    python -m avs_jax.predict --live SOURCE [--output http://127.0.0.1:8080] [--live_log FILE]
+
+marks what comes as it comes, each picture by the sound before it: a camera, a stream by FFmpeg's
+name, or a film at its own pace. Pictures that there is no time for are dropped; every second a line
+says how many, and how late the others were. Ctrl-C ends it, and what was written plays.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -35,9 +42,13 @@ from avs_jax.config import mark_paths
 from avs_jax.devices import quiet_libraries
 from avs_jax.media import partial
 from avs_jax.media.drawing import Overlay, write_png
+from avs_jax.media.live_sink import open_sink
+from avs_jax.media.live_source import open_source
 from avs_jax.media.partial import removed_on_signals
 from avs_jax.media.video import VideoInfo, probe, read_clips, read_frames, require_audio
 from avs_jax.media.video_writer import OverlayWriter, check_folder, check_output
+from avs_jax.prediction.live import leave_hanging_threads, open_log, run_live
+from avs_jax.prediction.live_network import LiveNetwork
 from avs_jax.prediction.masks import Decision, compile_forward, run_clips
 from avs_jax.types import UInt8
 from avs_jax.weights import open_model, zoo
@@ -49,6 +60,9 @@ _MASK_NAME = re.compile(r"\d{6,}\.\d{3}\.png")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     quiet_libraries()
+    if args.live is not None:
+        _run_live(args)
+        return
     with removed_on_signals():
         _run(args)
 
@@ -81,6 +95,38 @@ def _run(args: argparse.Namespace) -> None:
     print(summary)
 
 
+def _run_live(args: argparse.Namespace) -> None:
+    say = functools.partial(print, flush=True, file=sys.stderr if args.output == "-" else None)
+    with contextlib.ExitStack() as stack:
+        with removed_on_signals():
+            source = open_source(
+                args.live,
+                speed=args.live_speed,
+                loop=args.live_loop,
+                allow_silent=args.allow_silent,
+            )
+            sink = stack.enter_context(open_sink(args.output, args.live))
+            log = stack.enter_context(open_log(args.live_log)) if args.live_log else None
+            devices.start_jax()
+            loaded = open_model(args.model, args.which, args.config)
+            say(describe(args.model, loaded))
+            network = LiveNetwork(loaded, args.matmul_precision)
+            network.warm_up()
+        summary = run_live(
+            source,
+            network,
+            sink,
+            threshold=loaded.threshold if args.threshold is None else args.threshold,
+            class_names=loaded.class_names,
+            seconds=args.live_seconds,
+            output=args.output,
+            log=log,
+            say=say,
+        )
+        say(summary)
+    leave_hanging_threads()
+
+
 def describe(model: str, loaded: Loaded) -> str:
     """Which model it is, in one line."""
     of = "the package" if zoo.is_zoo(model) else model
@@ -96,7 +142,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("video", help="the film")
+    add("video", nargs="?", help="the film")
     add(
         "--model",
         "--checkpoint",
@@ -124,8 +170,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of products in float32 (default: as the run's config says; converted weights: "
         "highest)",
     )
+    live = parser.add_argument_group("live").add_argument
+    live(
+        "--live",
+        metavar="SOURCE",
+        help="rtsp://..., udp://..., pipe:0 or - (stdin), camera, /dev/video0, FORMAT:NAME by "
+        "FFmpeg's names, or a film",
+    )
+    live("--live_log", "--live-log", metavar="FILE", help="a JSON line a second; - is stdout")
+    live("--live_speed", "--live-speed", type=float, default=1.0, help="of a film's pace")
+    live("--live_loop", "--live-loop", action="store_true", help="a film begins again at its end")
+    live("--live_seconds", "--live-seconds", type=float, help="to run (default: until it ends)")
     args = parser.parse_args(mark_paths(parser, sys.argv[1:] if argv is None else argv))
-    if not args.output and not args.masks:
+    _check_live(args)
+    if not args.live and not args.output and not args.masks:
         args.output = f"{os.path.splitext(os.path.basename(args.video))[0]}_overlay.mp4"
     if args.fps is None:  # theirs look at each picture alone, and are fast
         args.fps = 4 if zoo.is_zoo(args.model) else 1
@@ -137,6 +195,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             f"--threshold={args.threshold}: wanted a probability between 0 and 1."
         )
     return args
+
+
+def _check_live(args: argparse.Namespace) -> None:
+    if (args.live is None) == (args.video is None):
+        raise errors.BadValueError("wanted a VIDEO or --live SOURCE, one of them.")
+    if args.live is None:
+        return
+    clips_alone = {"masks": None, "fps": None, "batch_size": 1}
+    for name, unset in clips_alone.items():
+        if getattr(args, name) != unset:
+            raise errors.BadValueError(
+                f"--{name} is not for --live, which marks each picture as it comes; leave it out."
+            )
+    if args.live_log == "-" and args.output == "-":
+        raise errors.BadValueError("--live_log - and --output - are both stdout; name a file.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,6 +82,11 @@ def read_packets(
         _log.warning("%s: its clock jumps (%s%s); closed.", container.name, places, more)
 
 
+def close_jumps(container, streams: Sequence, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    """As `read_packets`, of packets that the caller demultiplexes as he likes."""
+    return _Clock(container, streams).run(packets)
+
+
 @dataclasses.dataclass
 class _Track:
     """What is known of one stream. Times in seconds; "raw" ones are those of the file."""

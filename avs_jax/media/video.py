@@ -34,6 +34,8 @@ __all__ = [
     "read_clips",
     "read_frames",
     "read_sound",
+    "show_times",
+    "upright_rgb",
 ]
 _EPSILON = 1e-6  # seconds; far below the finest time base in use (1/90000), far above rounding
 
@@ -49,10 +51,9 @@ class Frame:
 
     def rgb(self) -> UInt8[np.ndarray, "h w 3"]:
         """The upright picture, always the film's height x width (a stream may change its size)."""
-        array = _upright(self.picture.to_ndarray(format="rgb24"), _display_matrix(self.picture))
+        array = upright_rgb(self.picture)
         size = (self.info.width, self.info.height)
-        array = array if array.shape[1::-1] == size else cv2.resize(array, size)
-        return np.ascontiguousarray(array)
+        return array if array.shape[1::-1] == size else cv2.resize(array, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
         stream = video_stream(path, container)
         fps = float(stream.average_rate or stream.guessed_rate or 25)
         pictures = decode_film(path, container, stream)
-        start, picture = next(_show_times(container, stream, pictures, fps), (0.0, None))
+        start, picture = next(show_times(container, stream, pictures, fps), (0.0, None))
         if picture is None:
             raise errors.BadValueError(
                 f"{path!r} has a video stream, but none of its pictures can be decoded: the file "
@@ -122,7 +123,7 @@ def read_frames(info: VideoInfo) -> Iterator[Frame]:
         stream = video_stream(info.path, container)
         stream.thread_type = "AUTO"
         pictures = decode_film(info.path, container, stream, report=True)
-        for time, picture in _show_times(container, stream, pictures, info.fps):
+        for time, picture in show_times(container, stream, pictures, info.fps):
             duration = float((picture.duration or 0) * (picture.time_base or 0))
             yield Frame(time - info.start, duration or 1 / info.fps, picture, info)
 
@@ -250,7 +251,7 @@ class _Sound:
         return window
 
 
-def _show_times(
+def show_times(
     container, stream, pictures: Iterable[av.VideoFrame], fps: float
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Yields (time, picture) with times that strictly increase, whatever the stamps do."""
@@ -270,6 +271,12 @@ def _show_times(
         if last is None or time > last:
             last = time
             yield time, picture
+
+
+def upright_rgb(picture: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    """A decoded picture as it is displayed, of its own size."""
+    stored = picture.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(_upright(stored, _display_matrix(picture)))
 
 
 def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
