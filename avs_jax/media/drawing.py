@@ -49,48 +49,57 @@ class Overlay:
         class_names: Sequence[str] | None = None,
     ):
         """See `overlay`. `class_names[i]` names class i in the legend, which needs them."""
-        ids = mask.astype(np.uint8)
+        self._shape, self._alpha = mask.shape, alpha
+        self._legend = None
+        line = max(1, round(min(mask.shape) / 300))
+        ids = np.ascontiguousarray(mask, np.uint8)
+        # Nothing happens farther from what is marked than the outline reaches.
+        x, y, width, height = cv2.boundingRect(ids)
+        rows = slice(max(0, y - line), y + height + line)
+        self._place = (rows, slice(max(0, x - line), x + width + line))
+        self._is_empty = not width
+        if self._is_empty:
+            return
+        self._inside = ids = np.ascontiguousarray(ids[self._place])
         if colours is None:
             colours = BINARY_COLOURS if mask.dtype == bool else palette(256)
-        present = [int(i) for i in np.unique(ids) if i]
-        if present and present[-1] >= len(colours):
+        counts = cv2.calcHist([ids], [0], None, [256], [0, 256])
+        present = [int(i) for i in np.flatnonzero(counts) if i]
+        if present[-1] >= len(colours):
             raise errors.BadValueError(
                 f"the mask holds class {present[-1]}, but there are {len(colours)} colours."
             )
-        self._alpha = alpha
-        self._empty = not present
-        self._inside = ids
-        self._paint = colours[ids]
-        line = max(1, round(min(ids.shape) / 300))
+        table = np.zeros((1, 256, 3), np.uint8)
+        table[0, : len(colours)] = colours[:256]
+        self._paint = cv2.LUT(cv2.merge([ids] * 3), table)
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * line + 1, 2 * line + 1))
         # A line of the colour within the border and a white one around it: seen on any ground.
         within = (ids > 0) & (cv2.erode(ids, kernel) != ids)
         around = (ids == 0) & (cv2.dilate(ids, kernel) != ids)
         self._paint[around] = 255
-        self._solid = (within | around).astype(np.uint8)
-        if class_names is not None and present:
-            self._add_legend([(class_names[i], colours[i]) for i in present])
-
-    def _add_legend(self, entries: list[tuple[str, np.ndarray]]) -> None:
-        height, width = self._solid.shape
-        box = _draw_legend(entries, max(10, round(min(height, width) / 28)))
-        box = box[:height, :width]
-        place = np.s_[height - len(box) :, : box.shape[1]]
-        self._paint[place] = box
-        self._solid[place] = 1
+        self._solid = (within | around).view(np.uint8)
+        if class_names is not None:
+            entries = [(class_names[i], colours[i]) for i in present]
+            self._legend = _draw_legend(entries, max(10, round(min(mask.shape) / 28)))
 
     def __call__(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """A new picture: the frame with the mask on it."""
-        if frame.shape[:2] != self._solid.shape:
+        if frame.shape[:2] != self._shape:
             raise errors.BadValueError(
-                f"a mask of {self._solid.shape} (h, w) does not fit a frame of {frame.shape[:2]}."
+                f"a mask of {self._shape} (h, w) does not fit a frame of {frame.shape[:2]}."
             )
         picture = frame.copy()
-        if self._empty:
+        if self._is_empty:
             return picture
-        tinted = cv2.addWeighted(frame, 1 - self._alpha, self._paint, self._alpha, 0)
-        cv2.copyTo(tinted, self._inside, picture)
-        cv2.copyTo(self._paint, self._solid, picture)
+        part = frame[self._place].copy()
+        tinted = cv2.addWeighted(part, 1 - self._alpha, self._paint, self._alpha, 0)
+        cv2.copyTo(tinted, self._inside, part)
+        cv2.copyTo(self._paint, self._solid, part)
+        picture[self._place] = part
+        if self._legend is not None:
+            height, width = self._shape
+            box = self._legend[:height, :width]
+            picture[height - len(box) :, : box.shape[1]] = box
         return picture
 
 

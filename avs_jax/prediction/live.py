@@ -231,10 +231,10 @@ def run_live(
     """Marks what sounds in a source until it ends, SIGINT or SIGTERM comes, or time is over.
 
     Every second a line is said, and a JSON object written to `log`: `second`, `time` (of the
-    source), `frames`, `dropped` (pictures), `dropped_share`, `latency_ms` (median, p95; from when a
-    picture was due to when the sink had it; null without a picture), `stalled` and `silent`
-    (seconds since a picture or a sound came), `height`, `width`, `cpu_seconds` (of the process, all in all), `memory_mb`. The last object has
-    `summary` in place of `second`.
+    source), `frames`, `dropped` (pictures), `dropped_share`, `latency_ms` (median, p95; from when
+    a picture was due to when the sink had it; null without a picture), `stalled` and `silent`
+    (seconds since a picture or a sound came), `height`, `width`, `cpu_seconds` (of the process, all
+    in all), `memory_mb`. The last object has `summary` in place of `second`.
 
     Args:
       threshold: probability above which a pixel sounds (models of one class).

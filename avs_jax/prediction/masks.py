@@ -12,6 +12,7 @@ import numpy as np
 from avs_jax import errors
 from avs_jax.backbones import get_normalization
 from avs_jax.media.video import Clip
+from avs_jax.models.avesformer import AVESFormer
 from avs_jax.models.forward import make_forward
 from avs_jax.types import Array, Float, UInt8
 from avs_jax.weights.trained import Loaded
@@ -35,15 +36,49 @@ def make_calibrated(loaded: Loaded) -> Callable:
 def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Callable:
     """The model as `run_clips` wants it: one compiled function per shape, calibrated logits.
 
+    On a CPU the frames of a model that looks at each alone go through it one after the other: their
+    maps stay in the cache, and five take a fifth less time than side by side.
+
     matmul_precision: see `jax.default_matmul_precision`; None: `loaded.matmul_precision`.
     """
-    apply = jax.jit(make_calibrated(loaded))
+    network = make_calibrated(loaded)
+    if jax.default_backend() == "cpu" and looks_at_frames_alone(loaded):
+        network = _frame_by_frame(network)
+    apply = jax.jit(network)
     variables = jax.device_put(loaded.variables)  # once: those of the package are the host's
 
     def forward(frames, waveform, frame_mask):
         batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
         with jax.default_matmul_precision(matmul_precision or loaded.matmul_precision):
             return apply(variables, batch)
+
+    return forward
+
+
+def looks_at_frames_alone(loaded: Loaded) -> bool:
+    """Whether a clip is no more to a model than its frames, each with its own second of sound.
+
+    So it is of AVESFormer, unless its patches of sound lie end to end rather than by the second.
+    """
+    return isinstance(loaded.model, AVESFormer) and loaded.config.data.alignment == "second"
+
+
+def _frame_by_frame(network: Callable) -> Callable:
+    def forward(variables, batch):
+        b, t = batch["frame_mask"].shape
+        sounds = batch["waveform"].reshape(b * t, 1, -1)
+        frames = batch["frames"].reshape(b * t, 1, 1, *batch["frames"].shape[2:])
+        masks = batch["frame_mask"].reshape(b * t, 1, 1)
+        singles = {"frames": frames, "waveform": sounds, "frame_mask": masks}
+        shape = jax.eval_shape(network, variables, jax.tree.map(lambda x: x[0], singles))
+
+        def mark(single):  # and spend nothing on what pads a clip
+            exists = single["frame_mask"][0, 0]
+            run = functools.partial(network, variables)
+            return jax.lax.cond(exists, run, lambda _: jnp.zeros(shape.shape, shape.dtype), single)
+
+        logits = jax.lax.map(mark, singles)
+        return logits.reshape(b, t, *logits.shape[3:])
 
     return forward
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax.prediction import masks
+from tests.weights.zoo import stand_in
 
 
 def decide(logits, height, width, **settings):
@@ -50,3 +51,17 @@ def test_a_mask_is_where_the_probability_is_above_the_threshold():
     logits = make_logits(1)
     marked = decide(logits, 20, 30, threshold=0.3)
     assert (marked == (decide(logits, 20, 30, probabilities=True) > 0.3)).all()
+
+
+def test_frames_that_a_model_looks_at_alone_give_the_same_one_after_the_other():
+    loaded = stand_in.make_loaded()._replace(temperature=2.0)
+    assert masks.looks_at_frames_alone(loaded)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
+    sound = rng.uniform(-0.5, 0.5, (2, 32_000)).astype(np.float32)
+    exists = np.array([[True, True], [True, False]])
+    found = np.asarray(masks.compile_forward(loaded)(frames, sound, exists))
+    batch = {"frames": frames, "waveform": sound, "frame_mask": exists}
+    expected = np.asarray(jax.jit(masks.make_calibrated(loaded))(loaded.variables, batch))
+    np.testing.assert_allclose(found[exists], expected[exists], atol=1e-4)
+    assert not found[~exists].any()  # nothing is computed for what pads a clip
