@@ -101,6 +101,7 @@ def _run_live(args: argparse.Namespace) -> None:
         with removed_on_signals():
             source = open_source(
                 args.live,
+                sound=args.live_sound,
                 speed=args.live_speed,
                 loop=args.live_loop,
                 allow_silent=args.allow_silent,
@@ -176,6 +177,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SOURCE",
         help="rtsp://..., udp://..., pipe:0 or - (stdin), camera, /dev/video0, FORMAT:NAME by "
         "FFmpeg's names, or a film",
+    )
+    live(
+        "--live_sound",
+        "--live-sound",
+        metavar="SOURCE",
+        help="a microphone, FORMAT:NAME (of a Linux camera: alsa:default)",
     )
     live("--live_log", "--live-log", metavar="FILE", help="a JSON line a second; - is stdout")
     live("--live_speed", "--live-speed", type=float, default=1.0, help="of a film's pace")

@@ -1,12 +1,14 @@
 """The program around a model: precision, names, a film from end to end."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
-from avs_jax import predict
+from avs_jax import errors, predict
 from avs_jax.media import video
 from avs_jax.models import get_model
 from avs_jax.weights import trained
@@ -106,3 +108,50 @@ def test_class_names_are_the_data_set_s(data, num_classes, last):
     loaded = trained.Loaded(ml_collections.FrozenConfigDict(config), None, {}, 0)
     names = loaded.class_names
     assert (None if last is None else (len(names), names[-1])) == (last and (num_classes, last))
+
+
+# --- live -------------------------------------------------------------------------------------
+
+
+def run_live(loaded, monkeypatch, *arguments):
+    monkeypatch.setattr(predict, "open_model", lambda directory, which, config: loaded)
+    monkeypatch.setattr(predict.devices, "start_jax", lambda: None)
+    monkeypatch.setattr(predict, "leave_hanging_threads", lambda: None)
+    predict.main(["--live", *map(str, arguments)])
+
+
+def test_live_marks_a_film_at_its_pace_and_logs_it(tmp_path, loaded, monkeypatch, capsys):
+    path = make_film(tmp_path / "a.mp4", seconds=3)
+    out, log = tmp_path / "out.mkv", tmp_path / "log.jsonl"
+    run_live(loaded, monkeypatch, path, "--output", out, "--live_log", log, "--live_speed", 2)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("model") and told[-1].endswith("out.mkv")
+    *_, last = map(json.loads, log.read_text().splitlines())
+    assert last["summary"] and last["frames"] + last["dropped"] == 12
+    info = video.probe(out)
+    assert (info.width, info.height) == (64, 48)
+    assert sum(1 for _ in video.read_frames(info)) == last["frames"]
+
+
+def test_live_ends_when_its_seconds_are_over(tmp_path, loaded, monkeypatch, capsys):
+    path = make_film(tmp_path / "a.mp4", seconds=1)
+    run_live(loaded, monkeypatch, path, "--live_loop", "--live_seconds", "0.5")
+    assert "masks in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "wanted a VIDEO or --live SOURCE"),
+        (["a.mp4", "--live", "b.mp4"], "wanted a VIDEO or --live SOURCE"),
+        (["--live", "b.mp4", "--masks", "m"], "--masks is not for --live"),
+        (["--live", "b.mp4", "--fps", "4"], "--fps is not for --live"),
+        (["--live", "b.mp4", "--output", "-", "--live_log", "-"], "both stdout"),
+        (["--live", "no_such.mp4"], "no live source 'no_such.mp4'"),
+    ],
+)
+def test_live_refuses_what_cannot_be(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.InputError, match=says):
+        predict.main(arguments)
+    assert list(tmp_path.iterdir()) == []

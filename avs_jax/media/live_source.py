@@ -12,61 +12,31 @@ themselves: a picture is handed on when it is decoded, its sound when that comes
 fails or stands still the connection is made again, after 0.5 s at first, 10 s at most.
 """
 
-import collections
-import contextlib
-import dataclasses
 import functools
 import os
 import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import av
-import numpy as np
-import soxr
 
 from avs_jax import errors
-from avs_jax.media.audio import SAMPLE_RATE
-from avs_jax.media.clock import close_jumps
-from avs_jax.media.film import open_film, sound_stream, video_stream
-from avs_jax.media.sound_probe import ANY_TAGS, Mixer, has_known_order
-from avs_jax.media.video import VideoInfo, probe, require_audio, show_times, upright_rgb
-from avs_jax.types import Float, UInt8
+from avs_jax.media.film import open_film, sound_stream
+from avs_jax.media.live_reading import NoPace, Pace, Reading, Receiver, SoundLine, mix
+from avs_jax.media.sound_probe import ANY_TAGS, has_known_order
+from avs_jax.media.video import VideoInfo, probe, require_audio
 
 _STALL = 5.0  # seconds without a byte after which a connection is given up
 _OPENING = 15.0  # FFmpeg looks at up to 5 s of a stream before it knows what is in it
 _WAITS = (0.5, 10.0)  # seconds before a connection is tried again: at first, at most
-# Pictures of a film that wait for their sound: containers interleave within a second.
-_PENDING, _PENDING_BYTES = 32, 2**27
-_SLIP = 1.0  # seconds by which a film may be late before its clock is set back
+_ALSA_SETTINGS = "/usr/share/alsa/alsa.conf"
+_JITTER = 0.2  # seconds by which blocks of a microphone may come early or late
 # What can be read as fast as one likes, but for films, which have a length.
 _UNPACED = ("lavfi",)
 _DEVICES = ("v4l2", "alsa", "pulse", "lavfi", "avfoundation", "dshow", "gdigrab", "x11grab")
-
-
-class Receiver(Protocol):
-    """What a source hands to; called from the source's thread."""
-
-    def show(self, picture: "Picture") -> None:
-        """A picture is on screen now."""
-
-    def hear(self, moment: float, samples: Float[np.ndarray, "s"]) -> None:
-        """16 kHz mono in [-1, 1], the first of which is heard at `moment`; gaps are silence."""
-
-    def tell(self, text: str) -> None:
-        """Something that a person wants to know: a connection was lost, a size changed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A picture that is on screen from `time` on; `due`: when that was, on `time.monotonic`."""
-
-    time: float
-    due: float
-    rgb: Callable[[], UInt8[np.ndarray, "h w 3"]]  # drawn when asked for: not if it is dropped
 
 
 class Source(Protocol):
@@ -79,45 +49,81 @@ class Source(Protocol):
 
 
 def open_source(
-    name: str, *, speed: float = 1.0, loop: bool = False, allow_silent: bool = False
+    name: str,
+    *,
+    sound: str | None = None,
+    speed: float = 1.0,
+    loop: bool = False,
+    allow_silent: bool = False,
 ) -> Source:
     """The source that a name means.
 
     Args:
       name: a film's path; a stream by FFmpeg's name (`rtsp://`, `udp://`, `pipe:0`, - for stdin); a
         device, `camera`, `/dev/video1` or FORMAT:NAME by FFmpeg's names (`avfoundation:0:0`).
+      sound: a microphone or another stream to hear beside the pictures, FORMAT:NAME or by FFmpeg's
+        name; None: what comes with them, with a Linux camera ALSA's default.
       speed: how many seconds of a film pass in one. loop: a film begins again at its end.
       allow_silent: takes what has no sound as silence.
 
     Raises:
       NotFoundError: it is no name of these kinds, or no such file.
-      BadValueError: a film that cannot be read or has no sound; a speed that is not positive.
+      BadValueError: a film that cannot be read, has no sound or was given another; a speed that is
+        not positive.
     """
     if not 0 < speed < float("inf"):
         raise errors.BadValueError(f"--live_speed={speed}: wanted a positive number.")
-    mode = os.stat(name).st_mode if os.path.exists(name) else None
-    if mode is not None and stat.S_ISREG(mode):
+    if os.path.isfile(name):
+        if sound is not None:
+            raise errors.BadValueError("--live_sound is not for films, which bring their own.")
         info = probe(name)
         if not allow_silent:
             require_audio(info)
         return _Film(info, speed, loop)
-    if name == "camera":
-        name = "/dev/video0"
-    format_name, address = None, name
+    pictures = _find_address(name)
+    if sound is None and pictures.format_name == "v4l2" and not allow_silent:
+        sound = "alsa:default"  # cameras bring no sound
+    microphone = None if sound is None else _find_address(sound)
+    return _Stream(pictures, microphone, speed, allow_silent)
+
+
+class _Address(NamedTuple):
+    """A stream as FFmpeg opens it."""
+
+    name: str  # that the user gave
+    url: str
+    format_name: str | None
+
+    def open(self):
+        # PyAV's own libasound looks for its settings where it was built.
+        if self.format_name == "alsa" and os.path.exists(_ALSA_SETTINGS):
+            os.environ.setdefault("ALSA_CONFIG_PATH", _ALSA_SETTINGS)
+        return av.open(
+            self.url,
+            format=self.format_name,
+            options={"fflags": "nobuffer"},
+            timeout=(_OPENING, _STALL),
+            **ANY_TAGS,
+        )
+
+
+def _find_address(name: str) -> _Address:
+    is_pipe = os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode)
     if name == "-":
-        address = "pipe:0"
-    elif mode is not None and stat.S_ISFIFO(mode):
-        address = f"file:{name}"
-    elif name.startswith("/dev/video"):
-        format_name = "v4l2"
-    elif name.partition(":")[0] in _DEVICES:
-        format_name, _, address = name.partition(":")
-    elif not re.match(r"[a-z][a-z0-9+]+:", name):
+        return _Address(name, "pipe:0", None)
+    if is_pipe:
+        return _Address(name, f"file:{name}", None)
+    if name == "camera" or name.startswith("/dev/video"):
+        return _Address(name, "/dev/video0" if name == "camera" else name, "v4l2")
+    head, _, rest = name.partition(":")
+    if head in _DEVICES:
+        return _Address(name, rest, head)
+    if not re.match(r"[a-z][a-z0-9+]+:", name):
         raise errors.NotFoundError(
             f"no live source {name!r}: there is no such film, and it is no stream (rtsp://, "
             "udp://, tcp://, pipe:0, -) and no device (camera, /dev/video0, FORMAT:NAME)."
         )
-    return _Stream(name, address, format_name, speed, allow_silent)
+    return _Address(name, name, None)
 
 
 class _Film:
@@ -128,11 +134,11 @@ class _Film:
         self._info, self._speed, self._loop = info, speed, loop
 
     def run(self, receiver: Receiver, stop: threading.Event) -> None:
-        pace = _Pace(self._speed, stop)
+        pace = Pace(self._speed, stop)
         offset = 0.0
         while not stop.is_set():
             with open_film(self._info.path) as container:
-                reading = _Reading(container, receiver, stop, pace, self._info.start, offset)
+                reading = Reading(container, receiver, stop, pace, self._info.start, offset)
                 reading.has_sound = self._info.has_audio
                 reading.run()
             if not self._loop:
@@ -143,77 +149,116 @@ class _Film:
 class _Stream:
     """What comes by itself; connected again when it is lost."""
 
-    def __init__(self, name: str, address: str, format_name, speed: float, allow_silent: bool):
-        self.name = name
-        self._address, self._format = address, format_name
+    def __init__(
+        self, address: _Address, microphone: _Address | None, speed: float, allow_silent: bool
+    ):
+        self.name = address.name
+        self._address, self._microphone = address, microphone
         self._speed, self._allow_silent = speed, allow_silent
         self._begun: float | None = None
 
     def run(self, receiver: Receiver, stop: threading.Event) -> None:
-        wait, is_first = _WAITS[0], True
-        while not stop.is_set():
-            reason = "it ended"
-            try:
-                with self._connect(is_first) as container:
-                    if self._read(container, receiver, stop):
-                        wait, is_first = _WAITS[0], False
-            except (av.FFmpegError, OSError, errors.InputError) as error:
-                may_come = isinstance(error, TimeoutError | av.error.ExitError)
-                if is_first and not may_come:
-                    raise self._cannot_read(error) from error
-                reason = _reason(error)
-            if stop.is_set() or self._address.startswith("pipe:"):  # what wrote to it is gone
-                return
-            receiver.tell(f"{self.name}: lost ({reason}); trying again in {wait:g} s")
-            stop.wait(wait)
-            wait = min(2 * wait, _WAITS[1])
+        read = functools.partial(self._read, receiver=receiver, stop=stop)
+        ends = self._address.url.startswith("pipe:")  # what wrote to it is gone
+        _keep_connected(self._address, read, receiver, stop, ends)
 
-    @contextlib.contextmanager
-    def _connect(self, is_first: bool) -> Iterator:
-        options = {"fflags": "nobuffer"}
-        container = av.open(
-            self._address,
-            format=self._format,
-            options=options,
-            timeout=(_OPENING, _STALL),
-            **ANY_TAGS,
-        )
-        with container:
-            track = sound_stream(container)
-            if track is None and is_first and not self._allow_silent:
-                raise errors.BadValueError(
-                    f"{self.name!r} has no sound; what sounds is what is marked. --allow-silent "
-                    "takes it as silence."
-                )
-            yield container
-
-    def _read(self, container, receiver: Receiver, stop: threading.Event) -> bool:
+    def _read(self, container, is_first: bool, receiver: Receiver, stop: threading.Event) -> bool:
         """Whether a picture came."""
+        track = sound_stream(container)
+        if is_first and track is None and self._microphone is None and not self._allow_silent:
+            raise errors.BadValueError(
+                f"{self.name!r} has no sound, and what sounds is what is marked: name a microphone "
+                "by --live_sound FORMAT:NAME. --allow-silent takes it as silence."
+            )
         now = time.monotonic()
         if self._begun is None:
             self._begun = now
-        elif container.streams.video:
-            receiver.tell(f"{self.name}: back")
+            if self._microphone is not None:
+                microphone = _Microphone(self._microphone, now, receiver, stop)
+                threading.Thread(target=microphone.run, daemon=True).start()
         is_paced = container.format.name in _UNPACED or container.duration
-        pace = _Pace(self._speed, stop) if is_paced else _NoPace()
+        pace = Pace(self._speed, stop) if is_paced else NoPace()
         offset = (now - self._begun) * (self._speed if is_paced else 1.0)
-        reading = _Reading(container, receiver, stop, pace, None, offset)
-        track = sound_stream(container)
-        reading.has_sound = track is not None and (
-            has_known_order(container, track) or container.format.name in _DEVICES
-        )
-        if track is not None and not reading.has_sound:
-            receiver.tell(f"{self.name}: its sound is in an order of channels that is not known")
+        reading = Reading(container, receiver, stop, pace, None, offset)
+        reading.has_sound = track is not None and self._microphone is None
+        if reading.has_sound and not _has_safe_order(container, track):
+            receiver.tell(f"{self.name}: its channels are in an order that is not known; silence")
+            reading.has_sound = False
         reading.run()
         return reading.pictures > 0
 
-    def _cannot_read(self, error: Exception) -> errors.InputError:
-        if isinstance(error, errors.InputError):
-            return error
-        kind = (
-            errors.NotFoundError if isinstance(error, FileNotFoundError) else errors.BadValueError
-        )
-        return kind(f"cannot read the live source {self.name!r}: {_reason(error)}.")
+
+class _Microphone:
+    """Sound that comes by another way than the pictures: at the time at which it is there."""
+
+    def __init__(self, address: _Address, zero: float, receiver: Receiver, stop: threading.Event):
+        self._address, self._zero = address, zero
+        self._receiver, self._stop = receiver, stop
+
+    def run(self) -> None:
+        try:
+            _keep_connected(self._address, self._read, self._receiver, self._stop, False)
+        except errors.InputError as error:
+            self._receiver.tell(f"{error} It is heard as silence.")
+
+    def _read(self, container, is_first: bool) -> bool:
+        track = sound_stream(container)
+        if track is None or not _has_safe_order(container, track):
+            raise errors.BadValueError(f"{self._address.name!r} has no sound that can be read.")
+        is_paced = container.format.name in _UNPACED
+        pace = Pace(1.0, self._stop) if is_paced else NoPace()
+        line, mixers, given = SoundLine(), {}, 0.0
+        for frame in container.decode(track):
+            if self._stop.is_set():
+                break
+            length = frame.samples / frame.sample_rate
+            given += length
+            pace.wait(given)
+            samples = mix(frame, mixers)
+            begin = time.monotonic() - self._zero - length
+            if line.until is not None and abs(begin - line.until) < _JITTER:
+                begin = line.until  # blocks come when the machine has time
+            for moment, block in line.push(begin, frame.sample_rate, samples):
+                self._receiver.hear(moment, block)
+        return given > 0
+
+
+def _keep_connected(
+    address: _Address,
+    read: Callable,
+    receiver: Receiver,
+    stop: threading.Event,
+    ends: bool,
+) -> None:
+    """`read(container, is_first)`, again and again until `stop`, or once if it `ends`.
+
+    Raises:
+      InputError: it could not be read at all; but for what is silent, and may yet come.
+    """
+    wait, is_first = _WAITS[0], True
+    while not stop.is_set():
+        reason = "it ended"
+        try:
+            with address.open() as container:
+                if not is_first:
+                    receiver.tell(f"{address.name}: back")
+                if read(container, is_first):
+                    wait, is_first = _WAITS[0], False
+        except (av.FFmpegError, OSError, errors.InputError) as error:
+            reason = _reason(error)
+            may_come = isinstance(error, TimeoutError | av.error.ExitError)
+            if is_first and isinstance(error, errors.InputError):
+                raise
+            if is_first and not may_come:
+                missing = isinstance(error, FileNotFoundError)
+                kind = errors.NotFoundError if missing else errors.BadValueError
+                text = f"cannot read the live source {address.name!r}: {reason}."
+                raise kind(text) from error
+        if stop.is_set() or ends:
+            return
+        receiver.tell(f"{address.name}: lost ({reason}); trying again in {wait:g} s")
+        stop.wait(wait)
+        wait = min(2 * wait, _WAITS[1])
 
 
 def _reason(error: Exception) -> str:
@@ -222,176 +267,6 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-class _Pace:
-    """The clock of a film that is shown `speed` times as fast as it was taken."""
-
-    def __init__(self, speed: float, stop: threading.Event):
-        self.holds_back = True
-        self._speed, self._stop = speed, stop
-        self._zero: float | None = None
-
-    def wait(self, moment: float) -> float:
-        """Waits until a moment of the film is due, and returns when that was."""
-        now = time.monotonic()
-        if self._zero is None:
-            self._zero = now - moment / self._speed
-        due = self._zero + moment / self._speed
-        if now - due > _SLIP:  # it cannot be read that fast, or the machine slept
-            self._zero, due = self._zero + now - due, now
-        if due > now:
-            self._stop.wait(due - now)
-        return due
-
-
-class _NoPace:
-    """The clock of what comes by itself: it is due when it is there."""
-
-    holds_back = False
-
-    def wait(self, _moment: float) -> float:
-        return time.monotonic()
-
-
-class _Reading:
-    """One connection, or one run through a film: packets -> pictures and sound, in time."""
-
-    def __init__(
-        self,
-        container,
-        receiver: Receiver,
-        stop: threading.Event,
-        pace: _Pace | _NoPace,
-        start: float | None,
-        offset: float,
-    ):
-        """start: of the container's clock, is the time `offset`; None: its first packet is."""
-        self._container, self._receiver = container, receiver
-        self._stop, self._pace = stop, pace
-        self._start, self._offset = start, offset
-        self._pending: collections.deque = collections.deque()
-        self._line = _SoundLine()
-        self._mixers: dict[tuple, Mixer] = {}
-        self._size = None
-        self.has_sound = True
-        self.pictures = 0
-        self.until = offset  # of pictures and sound
-
-    def run(self) -> None:
-        container = self._container
-        stream = video_stream(container.name, container)
-        # Not by frames: their decoder is as many pictures late as it has threads.
-        stream.thread_type = "SLICE"
-        fps = float(stream.average_rate or stream.guessed_rate or 25)
-        for moment, picture in show_times(container, stream, self._decode(stream), fps):
-            moment += self._offset - (self._start or 0.0)
-            self.until = max(self.until, moment + 1 / fps)
-            self._pending.append((moment, picture))
-            self._release(all_of_them=not (self._pace.holds_back and self.has_sound))
-        self._release(all_of_them=True)
-
-    def _release(self, all_of_them: bool = False) -> None:
-        while self._pending and not self._stop.is_set():
-            moment, picture = self._pending[0]
-            is_heard = self._line.until is not None and self._line.until >= moment
-            most = min(_PENDING, 2 * _PENDING_BYTES // (3 * picture.width * picture.height))
-            if not (all_of_them or is_heard or len(self._pending) > most):
-                return
-            self._pending.popleft()
-            due = self._pace.wait(moment)
-            if self._stop.is_set():
-                return
-            size = (picture.width, picture.height)
-            if self._size not in (None, size):
-                self._receiver.tell("its pictures are {} x {} from here on".format(*size))
-            self._size = size
-            self.pictures += 1
-            self._receiver.show(Picture(moment, due, functools.partial(upright_rgb, picture)))
-
-    def _decode(self, stream) -> Iterator[av.VideoFrame]:
-        """Pictures as they are decoded; sound goes its own way."""
-        container = self._container
-        track = sound_stream(container) if self.has_sound else None
-        streams = [s for s in (stream, track) if s is not None and s.codec_context is not None]
-        for packet in close_jumps(container, streams, self._demux(streams)):
-            if self._start is None:
-                stamp = packet.dts if packet.dts is not None else packet.pts or 0
-                self._start = float(stamp * packet.time_base)
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                continue  # damaged; the next key frame mends it
-            if packet.stream.index == stream.index:
-                yield from frames
-            else:
-                for frame in frames:
-                    self._hear(frame)
-                self._release()
-        flush = av.Packet()
-        flush.stream, flush.time_base = stream, stream.time_base
-        with contextlib.suppress(av.FFmpegError):
-            yield from flush.decode()
-
-    def _demux(self, streams) -> Iterator[av.Packet]:
-        """Packets until the end; what fails several times in a row is over."""
-        failures = 0
-        packets = self._container.demux(*streams)
-        while not self._stop.is_set():
-            try:
-                packet = next(packets, None)
-            except (av.EOFError, IndexError):
-                return
-            except av.FFmpegError as error:
-                failures += 1
-                if failures > 3 or isinstance(error, av.error.ExitError | OSError):
-                    raise
-                packets = self._container.demux(*streams)
-                continue
-            if packet is None:
-                return
-            if packet.size:
-                failures = 0
-                yield packet
-
-    def _hear(self, frame: av.AudioFrame) -> None:
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if kind not in self._mixers:
-            self._mixers = {kind: Mixer(frame)}
-        samples = self._mixers[kind].mix(frame)
-        if samples is None or frame.pts is None:
-            return
-        moment = float(frame.pts * frame.time_base) - (self._start or 0.0) + self._offset
-        for begin, block in self._line.push(moment, frame.sample_rate, samples.mean(0)):
-            self._receiver.hear(begin, block)
-        self.until = max(self.until, self._line.until)
-
-
-class _SoundLine:
-    """Blocks of any rate with their times -> blocks of 16 kHz with theirs."""
-
-    def __init__(self):
-        self._rate = 0
-        self.until: float | None = None  # what was pushed
-
-    def push(
-        self, moment: float, rate: int, samples: Float[np.ndarray, "s"]
-    ) -> Iterator[tuple[float, np.ndarray]]:
-        """Yields (time, samples) of what comes out; after a gap it begins anew."""
-        strays = self.until is not None and abs(moment - self.until) > _GAP
-        if rate != self._rate or strays or self.until is None:
-            if self._rate:
-                rest = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-                yield self._place(rest)
-            self._rate = rate
-            self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-            self._begin, self._given = moment, 0
-            self.until = moment
-        self.until += len(samples) / rate
-        yield self._place(self._resampler.resample_chunk(np.ascontiguousarray(samples)))
-
-    def _place(self, samples: np.ndarray) -> tuple[float, np.ndarray]:
-        begin = self._begin + self._given / SAMPLE_RATE
-        self._given += len(samples)
-        return begin, np.clip(samples, -1, 1)
-
-
-_GAP = 0.03  # seconds by which stamps of sound may stray from its samples, see `sound`
+def _has_safe_order(container, track) -> bool:
+    """PyAV ends the process on channels in an order without a name, which no device has."""
+    return container.format.name in _DEVICES or has_known_order(container, track)

@@ -28,8 +28,9 @@ import numpy as np
 from avs_jax import errors
 from avs_jax.media.audio import SAMPLE_RATE
 from avs_jax.media.drawing import Overlay
+from avs_jax.media.live_reading import Picture
 from avs_jax.media.live_sink import Sink
-from avs_jax.media.live_source import Picture, Source
+from avs_jax.media.live_source import Source
 from avs_jax.media.video import fit_picture
 from avs_jax.prediction.live_buffers import Newest, SoundRing
 from avs_jax.prediction.live_figures import Latencies, Reports, Summary

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 
 from avs_jax.media.audio import SAMPLE_RATE
-from avs_jax.media.live_source import Picture
+from avs_jax.media.live_reading import Picture
 from avs_jax.types import Float
 
 _GAP = round(0.03 * SAMPLE_RATE)  # by which stamps may stray from samples, see `media.sound`

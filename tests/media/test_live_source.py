@@ -167,3 +167,34 @@ def test_udp_on_this_machine_is_read_as_it_comes():
         sender.join(5)
     numbers = [number for _, number, _ in got.pictures]
     assert len(numbers) == 8 and (np.diff(numbers) > 0).all()
+
+
+def test_a_microphone_beside_the_pictures_is_heard_as_it_comes():
+    got = Received(most=10)
+    pictures = "lavfi:testsrc2=size=96x64:rate=10"
+    got.run(live_source.open_source(pictures, sound="lavfi:sine=frequency=440:sample_rate=48000"))
+    times = [moment for moment, _, _ in got.pictures]
+    np.testing.assert_allclose(np.diff(times), 0.1, atol=0.01)
+    until = max(end for end, _, _ in got.sound)
+    assert 0.2 < until < times[-1] + 2.0  # not ahead of its time, though it could be read at once
+    samples = np.concatenate([samples for _, _, samples in got.sound])[:8000]
+    assert np.abs(np.fft.rfft(samples)).argmax() == 220  # bins of 2 Hz
+
+
+def test_pictures_without_sound_ask_for_a_microphone():
+    with pytest.raises(errors.BadValueError, match="--live_sound FORMAT:NAME"):
+        Received().run(live_source.open_source("lavfi:testsrc2=size=96x64:rate=10"))
+
+
+def test_a_microphone_that_is_not_there_is_told_and_is_silence():
+    got = Received(most=5)
+    source = live_source.open_source("lavfi:testsrc2=size=96x64:rate=10", sound="alsa:no_such")
+    got.run(source)
+    assert len(got.pictures) == 5
+    assert any("heard as silence" in text for text in got.told)
+
+
+def test_a_film_brings_its_own_sound(tmp_path):
+    path = timed.write(tmp_path / "a.mp4", seconds=1)
+    with pytest.raises(errors.BadValueError, match="bring their own"):
+        live_source.open_source(path, sound="alsa:default")

@@ -15,7 +15,7 @@ import pytest
 
 from avs_jax import errors
 from avs_jax.media import live_source
-from avs_jax.media.live_source import Picture
+from avs_jax.media.live_reading import Picture
 from avs_jax.prediction import live
 from tests.media import timed
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avs_jax.media.live_source import Picture
+from avs_jax.media.live_reading import Picture
 from avs_jax.prediction.live_buffers import Newest, SoundRing
 
 RATE = 16_000
