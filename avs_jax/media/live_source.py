@@ -156,11 +156,12 @@ class _Stream:
         self._address, self._microphone = address, microphone
         self._speed, self._allow_silent = speed, allow_silent
         self._begun: float | None = None
+        self._is_over = False
 
     def run(self, receiver: Receiver, stop: threading.Event) -> None:
         read = functools.partial(self._read, receiver=receiver, stop=stop)
-        ends = self._address.url.startswith("pipe:")  # what wrote to it is gone
-        _keep_connected(self._address, read, receiver, stop, ends)
+        self._is_over = self._address.url.startswith("pipe:")  # what wrote to it is gone
+        _keep_connected(self._address, read, receiver, stop, lambda: self._is_over)
 
     def _read(self, container, is_first: bool, receiver: Receiver, stop: threading.Event) -> bool:
         """Whether a picture came."""
@@ -185,6 +186,7 @@ class _Stream:
             receiver.tell(f"{self.name}: its channels are in an order that is not known; silence")
             reading.has_sound = False
         reading.run()
+        self._is_over |= bool(is_paced)  # a film that was read to its end
         return reading.pictures > 0
 
 
@@ -197,7 +199,7 @@ class _Microphone:
 
     def run(self) -> None:
         try:
-            _keep_connected(self._address, self._read, self._receiver, self._stop, False)
+            _keep_connected(self._address, self._read, self._receiver, self._stop, lambda: False)
         except errors.InputError as error:
             self._receiver.tell(f"{error} It is heard as silence.")
 
@@ -228,9 +230,9 @@ def _keep_connected(
     read: Callable,
     receiver: Receiver,
     stop: threading.Event,
-    ends: bool,
+    is_over: Callable[[], bool],
 ) -> None:
-    """`read(container, is_first)`, again and again until `stop`, or once if it `ends`.
+    """`read(container, is_first)`, again and again until `stop` or it `is_over`.
 
     Raises:
       InputError: it could not be read at all; but for what is silent, and may yet come.
@@ -254,9 +256,10 @@ def _keep_connected(
                 kind = errors.NotFoundError if missing else errors.BadValueError
                 text = f"cannot read the live source {address.name!r}: {reason}."
                 raise kind(text) from error
-        if stop.is_set() or ends:
+        if stop.is_set() or is_over():
             return
-        receiver.tell(f"{address.name}: lost ({reason}); trying again in {wait:g} s")
+        what = "not there yet" if is_first else "lost"
+        receiver.tell(f"{address.name}: {what} ({reason}); trying again in {wait:g} s")
         stop.wait(wait)
         wait = min(2 * wait, _WAITS[1])
 

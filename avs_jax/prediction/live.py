@@ -1,15 +1,16 @@
 """Marks what sounds in a stream, as it comes: the newest picture, with what was heard before it.
 
-A source's thread writes its sound to a ring and its newest picture to a place for one; two workers
-take pictures from there, so that one is painted and written while the next is in the network. A
-picture that is still there when a newer one comes is dropped: latency does not grow. The memory is
-that of the ring, of the pictures in hand and, of models that see clips, of some small pictures.
+A source's thread writes its sound to a ring and its newest picture to a place for one. Two workers
+take pictures from there, so that one is painted and written while the next is in the network; both
+may be in a network that is too small to keep two cores busy. A picture that is still there when a
+newer one comes is dropped: latency does not grow. The memory is that of the ring, of the pictures
+in hand and, of models that see clips, of some small pictures.
 
 Which sound a mask has heard: the model's window (`lite`: 0.975 s, one log-mel patch) that ends with
 its picture, or up to 0.1 s earlier: windows end at full tenths of a second, where features of the
-sound are computed once for all pictures until the next. Sound that is late by up to 0.25 s is not
-waited for: the window ends where it does. What is missing beyond that is silence. Nothing is from
-after the picture.
+sound are computed once for all pictures until the next. Sound that is late by up to a second is
+not waited for: the window ends where it does. What is missing beyond that is silence. Nothing is
+from after the picture.
 """
 
 import collections
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TextIO
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,10 +40,10 @@ from avs_jax.prediction.masks import Decision
 from avs_jax.types import Float, UInt8
 
 HOP = SAMPLE_RATE // 10  # samples: how often the sound is listened to anew
-_LATE = SAMPLE_RATE // 4  # samples by which sound may come behind its picture
+_LATE = SAMPLE_RATE  # samples by which sound may come behind its picture
 _SPARE = 12  # seconds of a film's sound that may be read ahead of its pictures
 _MEMORY_STEP = 0.2  # seconds between the pictures that are kept for models that see clips
-_WORKERS = 2  # one in the network, one at painting and writing
+_WORKERS = 2
 _PATIENCE = 1.5  # seconds that a worker is waited for at the end
 
 
@@ -51,6 +53,7 @@ class Network(Protocol):
     size: int
     num_pictures: int
     window: int
+    is_small: bool
 
     def hear(self, sound: np.ndarray) -> Any: ...
 
@@ -78,6 +81,7 @@ class Engine:
         self._memory: collections.deque = collections.deque(maxlen=length)
         self._heard: tuple[Any, Any] = (None, None)
         self._hearing = threading.Lock()
+        self._running = threading.Semaphore(_WORKERS if network.is_small else 1)
         self._turn = threading.Condition()
         self._written = 0
         self._decision: Decision | None = None
@@ -147,7 +151,7 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            while (job := self._newest.take()) is not None:
+            while not self.stop.is_set() and (job := self._newest.take()) is not None:
                 number, picture = job
                 rgb = picture.rgb()
                 overlay = self._mark(picture.time, rgb)
@@ -171,7 +175,9 @@ class Engine:
 
     def _mark(self, moment: float, rgb: UInt8[np.ndarray, "h w 3"]) -> Overlay:
         pictures, exists = self._gather(moment, fit_picture(rgb, self._network.size))
-        logits = jnp.asarray(self._network.mark(pictures, exists, self._listen(moment)))
+        heard = self._listen(moment)
+        with self._running:
+            logits = jax.block_until_ready(self._network.mark(pictures, exists, heard))
         height, width = rgb.shape[:2]
         decision = Decision(height, width, threshold=self._threshold)
         is_binary = logits.shape[-1] == 1

@@ -13,19 +13,20 @@ were never seen, before the stream began, are masked as padding is in training.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.backbones import get_normalization
 from avs_jax.media import audio
 from avs_jax.models.avesformer import AVESFormer
-from avs_jax.models.forward import picture_inputs, sound_inputs
+from avs_jax.models.forward import count_params, picture_inputs, sound_inputs
 from avs_jax.prediction.masks import compile_forward
 from avs_jax.types import Array, Bool, Float, UInt8
 from avs_jax.weights.trained import Loaded
 
 # The samples that one log-mel patch is made of: 96 windows of 25 ms, 10 ms apart.
 _PATCH = (audio.PATCH_FRAMES - 1) * audio.HOP + audio.WINDOW
+
+_SMALL = 20_000_000  # parameters: `lite` has 9, ResNet-50 alone 24 million
 
 
 class LiveNetwork:
@@ -34,12 +35,14 @@ class LiveNetwork:
     Attributes:
       size: side of the pictures. num_pictures: of a clip, a second apart, the newest last.
       window: samples at 16 kHz of the sound that ends with the newest picture.
+      is_small: one run of it leaves a second core mostly idle.
     """
 
     def __init__(self, loaded: Loaded, matmul_precision: str | None = None):
         """matmul_precision: see `masks.compile_forward`."""
         self._precision = matmul_precision or loaded.matmul_precision
         self.size = loaded.config.data.size
+        self.is_small = count_params(loaded.variables["params"]) < _SMALL
         self._is_alone = isinstance(loaded.model, AVESFormer)
         if not self._is_alone:
             self.num_pictures = loaded.config.data.seconds
@@ -80,7 +83,7 @@ class LiveNetwork:
         if not self._is_alone:
             sound = heard * np.repeat(exists, audio.SAMPLE_RATE)
             logits = self._forward(pictures[None], sound[None], exists[None])
-            return jnp.asarray(logits)[:, -1:]
+            return logits[:, -1:]
         with jax.default_matmul_precision(self._precision):
             return self._mark(self._variables, pictures[None], heard)
 

@@ -25,7 +25,7 @@ RATE = 16_000
 class Recorder:
     """Marks nothing, slowly or not; keeps which picture it saw, and its sound."""
 
-    size, num_pictures, window = 96, 1, 15_600
+    size, is_small = 96, True
 
     def __init__(self, delay=0.0, num_pictures=1, value=-5.0):
         self.delay, self.num_pictures, self.value = delay, num_pictures, value
