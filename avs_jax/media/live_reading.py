@@ -7,7 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -16,7 +16,7 @@ import soxr
 from avs_jax.media.audio import SAMPLE_RATE
 from avs_jax.media.clock import close_jumps
 from avs_jax.media.film import sound_stream, video_stream
-from avs_jax.media.sound_probe import Mixer
+from avs_jax.media.sound_probe import Mixer, has_known_order, is_plain_adts
 from avs_jax.media.video import show_times, upright_rgb
 from avs_jax.types import Float, UInt8
 
@@ -24,16 +24,19 @@ from avs_jax.types import Float, UInt8
 _PENDING, _PENDING_BYTES = 32, 2**27
 _SLIP = 1.0  # seconds by which a film may be late before its clock is set back
 _GAP = 0.03  # seconds by which stamps of sound may stray from its samples, see `sound`
+DEVICES = ("v4l2", "alsa", "pulse", "lavfi", "avfoundation", "dshow", "gdigrab", "x11grab")
+UNSAFE = "its channels are in an order that FFmpeg has no name for"
 _FAILURES = 3  # of a demuxer in a row
 
 
+@runtime_checkable
 class Receiver(Protocol):
     """What a source hands to; called from the source's thread."""
 
     def show(self, picture: "Picture") -> None:
         """A picture is on screen now."""
 
-    def hear(self, moment: float, samples: Float[np.ndarray, "s"]) -> None:
+    def hear(self, moment: int | float, samples: Float[np.ndarray, "s"]) -> None:
         """16 kHz mono in [-1, 1], the first of which is heard at `moment`; gaps are silence."""
 
     def tell(self, text: str) -> None:
@@ -44,9 +47,22 @@ class Receiver(Protocol):
 class Picture:
     """A picture that is on screen from `time` on; `due`: when that was, on `time.monotonic`."""
 
-    time: float
+    time: int | float
     due: float
     rgb: Callable[[], UInt8[np.ndarray, "h w 3"]]  # drawn when asked for: not if it is dropped
+
+
+def is_safe(container, track, packet: av.Packet) -> bool:
+    """Whether the channels of a track, by its first packet, are in an order that has a name.
+
+    PyAV ends the process on others. Of a stream no packet may be taken to find that out.
+    """
+    context = track.codec_context
+    if container.format.name in DEVICES:
+        return True
+    if context.name == "aac" and len(context.extradata or b"") < 2:
+        return packet.size > 7 and is_plain_adts(bytes(packet))
+    return has_known_order(container, track)
 
 
 def mix(frame: av.AudioFrame, mixers: dict[tuple, Mixer]) -> np.ndarray:
@@ -62,12 +78,12 @@ def mix(frame: av.AudioFrame, mixers: dict[tuple, Mixer]) -> np.ndarray:
 class Pace:
     """The clock of a film that is shown `speed` times as fast as it was taken."""
 
-    def __init__(self, speed: float, stop: threading.Event):
+    def __init__(self, speed: int | float, stop: threading.Event):
         self.holds_back = True
         self._speed, self._stop = speed, stop
         self._zero: float | None = None
 
-    def wait(self, moment: float) -> float:
+    def wait(self, moment: int | float) -> float:
         """Waits until a moment of the film is due, and returns when that was."""
         now = time.monotonic()
         if self._zero is None:
@@ -85,7 +101,7 @@ class NoPace:
 
     holds_back = False
 
-    def wait(self, _moment: float) -> float:
+    def wait(self, _moment: int | float) -> float:
         return time.monotonic()
 
 
@@ -149,10 +165,18 @@ class Reading:
         container = self._container
         track = sound_stream(container) if self.has_sound else None
         streams = [s for s in (stream, track) if s is not None and s.codec_context is not None]
+        heard = False
         for packet in close_jumps(container, streams, self._demux(streams)):
             if self._start is None:
                 stamp = packet.dts if packet.dts is not None else packet.pts or 0
                 self._start = float(stamp * packet.time_base)
+            if not heard and packet.stream.index != stream.index:
+                heard = True
+                if not is_safe(container, track, packet):
+                    self._receiver.tell(f"{UNSAFE}; silence")
+                    self.has_sound = False
+            if not self.has_sound and packet.stream.index != stream.index:
+                continue
             try:
                 frames = packet.decode()
             except av.FFmpegError:
@@ -207,7 +231,7 @@ class SoundLine:
         self.until: float | None = None  # what was pushed
 
     def push(
-        self, moment: float, rate: int, samples: Float[np.ndarray, "s"]
+        self, moment: int | float, rate: int, samples: Float[np.ndarray, "s"]
     ) -> Iterator[tuple[float, np.ndarray]]:
         """Yields (time, samples) of what comes out; after a gap it begins anew."""
         strays = self.until is not None and abs(moment - self.until) > _GAP

@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import av
@@ -38,10 +38,11 @@ img{max-width:100vw;max-height:100vh}</style><img src="/stream" alt="what sounds
 """
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes pictures of any size at times that rise."""
 
-    def write(self, moment: float, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
+    def write(self, moment: int | float, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
         """Raises BadValueError where it can take no more."""
 
     def close(self) -> None:
@@ -51,7 +52,7 @@ class Sink(Protocol):
 class NoSink:
     """For who wants the figures alone."""
 
-    def write(self, moment: float, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
+    def write(self, moment: int | float, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
         pass
 
     def close(self) -> None:
@@ -59,7 +60,7 @@ class NoSink:
 
 
 @contextlib.contextmanager
-def open_sink(output: str | None, source: str = "", fps: float = 25.0) -> Iterator[Sink]:
+def open_sink(output: str | None, source: str = "", fps: int | float = 25.0) -> Iterator[Sink]:
     """The sink that a name means; closed on leaving, whatever happens.
 
     Args:
@@ -89,7 +90,7 @@ def open_sink(output: str | None, source: str = "", fps: float = 25.0) -> Iterat
 class FilmSink:
     """H.264 in fragments of a second; all pictures at the size of the first, others fitted in."""
 
-    def __init__(self, path: str, fps: float = 25.0):
+    def __init__(self, path: str, fps: int | float = 25.0):
         """path: - is stdout. Raises BadValueError where it cannot be written."""
         self._path, self._fps = path, fps
         self._container = None
@@ -104,12 +105,13 @@ class FilmSink:
                 "or http://127.0.0.1:PORT."
             )
         check_folder(os.path.abspath(path))
-        self._hidden = partial.hidden_name(path)
+        self._hidden = partial.hidden_name(os.path.abspath(path))
         self._target = local_file(self._hidden)
         fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
         self._options = {"cluster_time_limit": "1000"} if suffix == ".mkv" else fragments
+        self._options["flush_packets"] = "1"
 
-    def write(self, moment: float, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
+    def write(self, moment: int | float, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
         if self._is_closed:
             return
         try:
@@ -142,7 +144,7 @@ class FilmSink:
             if self._hidden and os.path.exists(self._hidden):
                 os.replace(self._hidden, self._path)  # a disk that is full: what there is plays
 
-    def _begin(self, moment: float, rgb: np.ndarray) -> None:
+    def _begin(self, moment: int | float, rgb: np.ndarray) -> None:
         kind = "matroska" if self._path == "-" else None
         self._container = av.open(
             self._target, "w", format=kind, container_options=self._options, buffer_size=1 << 16
@@ -211,7 +213,7 @@ class MjpegSink:
         self.address = f"http://{parts.hostname}:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
 
-    def write(self, moment: float, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
+    def write(self, moment: int | float, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
         with self._ready:
             self._number, self._rgb = self._number + 1, rgb
             self._ready.notify_all()

@@ -19,14 +19,24 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import av
 
 from avs_jax import errors
 from avs_jax.media.film import open_film, sound_stream
-from avs_jax.media.live_reading import NoPace, Pace, Reading, Receiver, SoundLine, mix
-from avs_jax.media.sound_probe import ANY_TAGS, has_known_order
+from avs_jax.media.live_reading import (
+    DEVICES,
+    UNSAFE,
+    NoPace,
+    Pace,
+    Reading,
+    Receiver,
+    SoundLine,
+    is_safe,
+    mix,
+)
+from avs_jax.media.sound_probe import ANY_TAGS
 from avs_jax.media.video import VideoInfo, probe, require_audio
 
 _STALL = 5.0  # seconds without a byte after which a connection is given up
@@ -36,9 +46,9 @@ _ALSA_SETTINGS = "/usr/share/alsa/alsa.conf"
 _JITTER = 0.2  # seconds by which blocks of a microphone may come early or late
 # What can be read as fast as one likes, but for films, which have a length.
 _UNPACED = ("lavfi",)
-_DEVICES = ("v4l2", "alsa", "pulse", "lavfi", "avfoundation", "dshow", "gdigrab", "x11grab")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Something that `run` reads until it ends or `stop` is set."""
 
@@ -52,7 +62,7 @@ def open_source(
     name: str,
     *,
     sound: str | None = None,
-    speed: float = 1.0,
+    speed: int | float = 1.0,
     loop: bool = False,
     allow_silent: bool = False,
 ) -> Source:
@@ -98,13 +108,7 @@ class _Address(NamedTuple):
         # PyAV's own libasound looks for its settings where it was built.
         if self.format_name == "alsa" and os.path.exists(_ALSA_SETTINGS):
             os.environ.setdefault("ALSA_CONFIG_PATH", _ALSA_SETTINGS)
-        return av.open(
-            self.url,
-            format=self.format_name,
-            options={"fflags": "nobuffer"},
-            timeout=(_OPENING, _STALL),
-            **ANY_TAGS,
-        )
+        return av.open(self.url, format=self.format_name, timeout=(_OPENING, _STALL), **ANY_TAGS)
 
 
 def _find_address(name: str) -> _Address:
@@ -116,7 +120,7 @@ def _find_address(name: str) -> _Address:
     if name == "camera" or name.startswith("/dev/video"):
         return _Address(name, "/dev/video0" if name == "camera" else name, "v4l2")
     head, _, rest = name.partition(":")
-    if head in _DEVICES:
+    if head in DEVICES:
         return _Address(name, rest, head)
     if not re.match(r"[a-z][a-z0-9+]+:", name):
         raise errors.NotFoundError(
@@ -129,7 +133,7 @@ def _find_address(name: str) -> _Address:
 class _Film:
     """A file, at its own pace."""
 
-    def __init__(self, info: VideoInfo, speed: float, loop: bool):
+    def __init__(self, info: VideoInfo, speed: int | float, loop: bool):
         self.name = info.path
         self._info, self._speed, self._loop = info, speed, loop
 
@@ -150,13 +154,13 @@ class _Stream:
     """What comes by itself; connected again when it is lost."""
 
     def __init__(
-        self, address: _Address, microphone: _Address | None, speed: float, allow_silent: bool
+        self, address: _Address, microphone: _Address | None, speed: int | float, allow_silent: bool
     ):
         self.name = address.name
         self._address, self._microphone = address, microphone
         self._speed, self._allow_silent = speed, allow_silent
         self._begun: float | None = None
-        self._is_over = False
+        self._until, self._is_over = 0.0, False
 
     def run(self, receiver: Receiver, stop: threading.Event) -> None:
         read = functools.partial(self._read, receiver=receiver, stop=stop)
@@ -180,13 +184,14 @@ class _Stream:
         is_paced = container.format.name in _UNPACED or container.duration
         pace = Pace(self._speed, stop) if is_paced else NoPace()
         offset = (now - self._begun) * (self._speed if is_paced else 1.0)
+        offset = max(offset, self._until)  # a pipe may be read faster than it was filled
         reading = Reading(container, receiver, stop, pace, None, offset)
         reading.has_sound = track is not None and self._microphone is None
-        if reading.has_sound and not _has_safe_order(container, track):
-            receiver.tell(f"{self.name}: its channels are in an order that is not known; silence")
-            reading.has_sound = False
-        reading.run()
-        self._is_over |= bool(is_paced)  # a film that was read to its end
+        try:
+            reading.run()
+            self._is_over |= bool(is_paced)  # a film that was read to its end
+        finally:
+            self._until = reading.until
         return reading.pictures > 0
 
 
@@ -205,23 +210,26 @@ class _Microphone:
 
     def _read(self, container, is_first: bool) -> bool:
         track = sound_stream(container)
-        if track is None or not _has_safe_order(container, track):
-            raise errors.BadValueError(f"{self._address.name!r} has no sound that can be read.")
-        is_paced = container.format.name in _UNPACED
-        pace = Pace(1.0, self._stop) if is_paced else NoPace()
+        if track is None:
+            raise errors.BadValueError(f"{self._address.name!r} has no sound.")
+        pace = Pace(1.0, self._stop) if container.format.name in _UNPACED else NoPace()
         line, mixers, given = SoundLine(), {}, 0.0
-        for frame in container.decode(track):
+        for packet in container.demux(track):
             if self._stop.is_set():
                 break
-            length = frame.samples / frame.sample_rate
-            given += length
-            pace.wait(given)
-            samples = mix(frame, mixers)
-            begin = time.monotonic() - self._zero - length
-            if line.until is not None and abs(begin - line.until) < _JITTER:
-                begin = line.until  # blocks come when the machine has time
-            for moment, block in line.push(begin, frame.sample_rate, samples):
-                self._receiver.hear(moment, block)
+            if not packet.size:
+                continue
+            if not given and not is_safe(container, track, packet):
+                raise errors.BadValueError(f"{self._address.name!r}: {UNSAFE}.")
+            for frame in packet.decode():
+                length = frame.samples / frame.sample_rate
+                given += length
+                pace.wait(given)
+                begin = time.monotonic() - self._zero - length
+                if line.until is not None and abs(begin - line.until) < _JITTER:
+                    begin = line.until  # blocks come when the machine has time
+                for moment, block in line.push(begin, frame.sample_rate, mix(frame, mixers)):
+                    self._receiver.hear(moment, block)
         return given > 0
 
 
@@ -268,8 +276,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, av.error.ExitError | TimeoutError):
         return f"nothing came for {_STALL:g} s"
     return getattr(error, "strerror", None) or str(error)
-
-
-def _has_safe_order(container, track) -> bool:
-    """PyAV ends the process on channels in an order without a name, which no device has."""
-    return container.format.name in _DEVICES or has_known_order(container, track)

@@ -93,12 +93,17 @@ def _has_plain_aac(container, stream) -> bool:
     try:
         for packet in itertools.islice(container.demux(), _PACKETS):
             if packet.stream.index == stream.index and packet.size > 7:
-                head = bytes(packet)[:4]  # ADTS: 12 bits of ones, ..., 3 bits of the channels
-                channels = (head[2] & 1) << 2 | head[3] >> 6
-                return head[0] == 0xFF and head[1] >> 4 == 0xF and channels > 0
+                return is_plain_adts(bytes(packet))
     except (av.FFmpegError, IndexError):
         pass
     return False
+
+
+def is_plain_adts(packet: bytes) -> bool:
+    """Whether a packet of AAC says itself, as in MPEG-TS, that its channels are a standard set."""
+    head = packet[:4]  # ADTS: 12 bits of ones, ..., 3 bits of the channels
+    channels = (head[2] & 1) << 2 | head[3] >> 6
+    return head[0] == 0xFF and head[1] >> 4 == 0xF and channels > 0
 
 
 def _rate_index(config: bytes) -> int:

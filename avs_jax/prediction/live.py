@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ _WORKERS = 2
 _PATIENCE = 1.5  # seconds that a worker is waited for at the end
 
 
+@runtime_checkable
 class Network(Protocol):
     """What the engine runs, see `live_network.LiveNetwork`."""
 
@@ -102,7 +103,7 @@ class Engine:
         self.last_shown, self.last_time = time.monotonic(), picture.time
         self._newest.put(picture)
 
-    def hear(self, moment: float, samples: Float[np.ndarray, "s"]) -> None:
+    def hear(self, moment: int | float, samples: Float[np.ndarray, "s"]) -> None:
         self._ring.write(moment, samples)
 
     def tell(self, text: str) -> None:
@@ -173,7 +174,7 @@ class Engine:
         self.failure = self.failure or error
         self.end()
 
-    def _mark(self, moment: float, rgb: UInt8[np.ndarray, "h w 3"]) -> Overlay:
+    def _mark(self, moment: int | float, rgb: UInt8[np.ndarray, "h w 3"]) -> Overlay:
         pictures, exists = self._gather(moment, fit_picture(rgb, self._network.size))
         heard = self._listen(moment)
         with self._running:
@@ -193,7 +194,7 @@ class Engine:
             return Overlay(mask.view(bool))
         return Overlay(mask, class_names=self._class_names)
 
-    def _gather(self, moment: float, newest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _gather(self, moment: int | float, newest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pictures of a clip that ends with the newest, and which of them there are."""
         t = self._network.num_pictures
         pictures = np.zeros((t, *newest.shape), np.uint8)
@@ -207,7 +208,7 @@ class Engine:
                 pictures[i], exists[i] = kept, True
         return pictures, exists
 
-    def _listen(self, moment: float) -> Any:
+    def _listen(self, moment: int | float) -> Any:
         """What the network makes of the sound before a moment, once for each tenth of a second."""
         end, is_late = int(moment * SAMPLE_RATE), False
         there = self._ring.end
@@ -230,7 +231,7 @@ def run_live(
     *,
     threshold: float = 0.5,
     class_names: Sequence[str] | None = None,
-    seconds: float | None = None,
+    seconds: int | float | None = None,
     output: str | None = None,
     log: TextIO | None = None,
     say: Callable[[str], None] = print,

@@ -15,7 +15,7 @@ _GAP = round(0.03 * SAMPLE_RATE)  # by which stamps may stray from samples, see 
 class SoundRing:
     """The last seconds of a sound, by the time at which it is heard."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: int | float):
         self._samples = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
         self._end = 0  # of what was written, in samples from time 0
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class SoundRing:
         """The sample after the last one."""
         return self._end
 
-    def write(self, moment: float, samples: Float[np.ndarray, "s"]) -> None:
+    def write(self, moment: int | float, samples: Float[np.ndarray, "s"]) -> None:
         """Adds what is heard from `moment` on; a gap is silence, what is there already stays."""
         with self._lock:
             begin = round(moment * SAMPLE_RATE)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ _STALL = 1.0  # seconds without a picture, or a sound, that are told
 _SLOWEST = 60_000  # milliseconds: later latencies count as this
 
 
+@runtime_checkable
 class Running(Protocol):
     """What is reported of an engine, see `live.Engine`."""
 

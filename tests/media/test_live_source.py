@@ -33,8 +33,22 @@ class Received:
     def tell(self, text):
         self.told.append(text)
 
-    def run(self, source):
-        source.run(self, self.stop)
+    def run(self, source, seconds=15):
+        """In a thread, as ever: what hangs fails, and holds nothing up."""
+        failures = []
+
+        def read():
+            try:
+                source.run(self, self.stop)
+            except Exception as error:
+                failures.append(error)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(seconds)
+        assert not reader.is_alive(), f"{len(self.pictures)} pictures, then nothing; {self.told}"
+        if failures:
+            raise failures[0]
         return self
 
 
@@ -109,9 +123,10 @@ def test_a_pipe_that_is_opened_again_goes_on(tmp_path):
     got = Received(most=20)
 
     def write():
-        for _ in range(2):
-            with open(pipe, "wb") as end:
-                end.write(data)
+        pipe.write_bytes(data)
+        while not got.told:
+            time.sleep(0.01)
+        pipe.write_bytes(data)
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
