@@ -44,7 +44,7 @@ _LATE = SAMPLE_RATE  # samples by which sound may come behind its picture
 _SPARE = 12  # seconds of a film's sound that may be read ahead of its pictures
 _MEMORY_STEP = 0.2  # seconds between the pictures that are kept for models that see clips
 _WORKERS = 2
-_PATIENCE = 1.5  # seconds that a worker is waited for at the end
+_PATIENCE = 1.5  # seconds that the workers are waited for at the end
 
 
 @runtime_checkable
@@ -85,7 +85,6 @@ class Engine:
         self._running = threading.Semaphore(_WORKERS if network.is_small else 1)
         self._turn = threading.Condition()
         self._written = 0
-        self._decision: Decision | None = None
         self.stop = threading.Event()
         self.failure: BaseException | None = None
         self.size: tuple[int, int] | None = None  # height, width of the last picture
@@ -265,8 +264,9 @@ def run_live(
             if seconds is not None and passed >= seconds:
                 break
         engine.end()
+        deadline = time.monotonic() + _PATIENCE
         for worker in workers:
-            worker.join(_PATIENCE)
+            worker.join(max(0.0, deadline - time.monotonic()))
         engine.close()
         if engine.failure is not None:
             raise engine.failure
