@@ -27,21 +27,24 @@ class Recorder:
 
     size, is_small = 96, True
 
-    def __init__(self, delay=0.0, num_pictures=1, value=-5.0):
+    def __init__(self, delay=0.0, num_pictures=1, value=-5.0, keeps=True):
         self.delay, self.num_pictures, self.value = delay, num_pictures, value
+        self.keeps = keeps
         self.window = 15_600 if num_pictures == 1 else num_pictures * RATE
         self.seen, self.windows = [], []
         self.lock = threading.Lock()
 
     def hear(self, sound):
         assert sound.shape == (self.window,)
-        self.windows.append(sound)
+        if self.keeps:
+            self.windows.append(sound)
         return sound
 
     def mark(self, pictures, exists, heard):
         time.sleep(self.delay)
         with self.lock:
-            self.seen.append((pictures, exists, heard))
+            if self.keeps:
+                self.seen.append((pictures, exists, heard))
         return np.full((1, 1, self.size, self.size, 1), self.value, np.float32)
 
     def numbers(self):
@@ -112,7 +115,8 @@ def test_sound_is_listened_to_once_in_a_tenth_of_a_second():
 
     network = Recorder()
     run(Played(play), network)
-    assert 1 <= len(network.windows) <= 6  # 1.0 .. 1.5 s
+    # 5 windows of 100 pictures, but for two workers that ask in turns where one begins.
+    assert 1 <= len(network.windows) <= 15
 
 
 def test_a_model_of_clips_gets_the_seconds_before_and_masks_what_never_was():
@@ -240,13 +244,11 @@ def test_memory_stays_flat_over_a_long_stream():
 
     tracemalloc.start()
     try:
-        _, summary, _, _ = run(Played(play), Recorder(num_pictures=3))
+        _, summary, _, _ = run(Played(play), Recorder(num_pictures=3, keeps=False))
     finally:
         tracemalloc.stop()
     assert summary.frames + summary.dropped == 6000
-    # What `Recorder` keeps is of the test.
-    kept = 3 * 96 * 96 * 3 + 3 * RATE * 4
-    assert held[1] - held[0] < summary.frames * kept + 1_000_000
+    assert abs(held[1] - held[0]) < 1_000_000
 
 
 # --- the end ----------------------------------------------------------------------------------
