@@ -24,7 +24,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from avs_jax import errors, predict
+from avs_jax import errors
+from avs_jax.prediction import films
 from tests.media import timed
 
 SECONDS = 6
@@ -184,7 +185,7 @@ def try_film(folder: pathlib.Path, seed: int, index: int) -> tuple[str, str, str
     for old in (output, masks):
         shutil.rmtree(old, ignore_errors=True) if old == masks else old.unlink(missing_ok=True)
     try:
-        predict.predict_video(
+        films.predict_video(
             path,
             _mark_nothing,
             size=32,

@@ -18,6 +18,7 @@ from PIL import Image
 
 from avs_jax import errors, predict
 from avs_jax.media import video
+from avs_jax.prediction import films
 from tests.media import film
 
 SETTINGS = {"size": 32, "seconds": 2, "frame_offset": 0.5}
@@ -58,7 +59,7 @@ def make_film(path, seconds=4, **options):
 
 def predict_masks(path, forward=None, **options):
     settings = SETTINGS | options
-    return list(predict.predict_masks(video.probe(path), forward or RedWhileLoud(), **settings))
+    return list(films.predict_masks(video.probe(path), forward or RedWhileLoud(), **settings))
 
 
 def read_masks(folder):
@@ -184,7 +185,7 @@ def test_silent_film_is_refused_unless_allowed(tmp_path):
 
 
 def run(path, forward=None, **options):
-    return predict.predict_video(path, forward or RedWhileLoud(), **(SETTINGS | options))
+    return films.predict_video(path, forward or RedWhileLoud(), **(SETTINGS | options))
 
 
 def tinted(rgb):
@@ -408,8 +409,8 @@ def test_numbers_below_zero_are_no_films():
 _SLOW = """
 import sys, time
 import numpy as np
-from avs_jax import predict
 from avs_jax.media.partial import removed_on_signals
+from avs_jax.prediction import films
 
 def forward(frames, waveform, frame_mask):
     print("running", flush=True)
@@ -418,7 +419,7 @@ def forward(frames, waveform, frame_mask):
     time.sleep(600)
 
 with removed_on_signals():
-    predict.predict_video(sys.argv[1], forward, output=sys.argv[2], masks_dir=sys.argv[3],
+    films.predict_video(sys.argv[1], forward, output=sys.argv[2], masks_dir=sys.argv[3],
                           size=32, seconds=2, frame_offset=0.5)
 """
 

@@ -137,6 +137,21 @@ def run_clips(
     Raises:
       BadValueError: logits of a frame that exists are NaN or infinite; with the times.
     """
+    for clip, decided, binary, _ in measure_clips(clips, forward, decision, batch_size, None):
+        yield clip, decided, binary
+
+
+def measure_clips(
+    clips: Iterable[Clip],
+    forward: Callable,
+    decision: Decision,
+    batch_size: int,
+    measure: Callable | None,
+) -> Iterator[tuple[Clip, np.ndarray, bool, np.ndarray | None]]:
+    """As `run_clips`, and with each clip what `measure(logits) -> [b t ...]` says of its frames.
+
+    It runs on the device, e.g. `peak_probabilities`; None: nothing is measured.
+    """
     clips, running = iter(clips), None
     while True:
         batch = list(itertools.islice(clips, batch_size))
@@ -150,17 +165,29 @@ def run_clips(
             )
             logits = jnp.asarray(logits)
             finite = jnp.isfinite(logits).all((2, 3, 4))
-            started = (batch, decision.begin(logits), finite, logits.shape[-1] == 1)
+            measured = [None] * batch_size if measure is None else measure(logits)
+            binary = logits.shape[-1] == 1
+            started = (batch, decision.begin(logits), finite, measured, binary)
         if running is not None:
-            clips_run, begun, finite, binary = running
-            for clip, fetched, good in zip(
-                clips_run, np.asarray(begun), np.asarray(finite), strict=False
+            clips_run, begun, finite, measured, binary = running
+            measured = measured if measure is None else np.asarray(measured)
+            for clip, fetched, good, found in zip(
+                clips_run, np.asarray(begun), np.asarray(finite), measured, strict=False
             ):
                 _check_finite(clip, good)
-                yield clip, decision.finish(fetched, binary), binary
+                yield clip, decision.finish(fetched, binary), binary, found
         if started is None:
             return
         running = started
+
+
+@jax.jit
+def peak_probabilities(logits: Float[Array, "b t h w k"]) -> Float[Array, "b t k"]:
+    """Of each frame and class, its probability where it is greatest; k = 1: of what sounds."""
+    logits = logits.astype(jnp.float32)
+    if logits.shape[-1] == 1:
+        return jax.nn.sigmoid(logits.max((2, 3)))
+    return jax.nn.softmax(logits, axis=-1).max((2, 3))
 
 
 def _check_finite(clip: Clip, finite: np.ndarray) -> None:

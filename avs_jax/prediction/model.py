@@ -37,14 +37,20 @@ class Model:
     """A network with its weights: what `avs_jax.load` gives."""
 
     def __init__(self, loaded: Loaded, matmul_precision: str | None = None):
-        """matmul_precision: see `compile_forward`."""
+        """matmul_precision: see `compile_forward`, which makes `self.forward`."""
         self.loaded = loaded
-        self._forward = compile_forward(loaded, matmul_precision)
+        self.forward = compile_forward(loaded, matmul_precision)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """By the ids of masks; None where masks only say whether a pixel sounds."""
         return self.loaded.class_names
+
+    @property
+    def names_sounds(self) -> bool:
+        """Whether `listen` has names for what it hears."""
+        backbone = self.loaded.model.audio_backbone
+        return isinstance(backbone, YAMNet) and backbone.num_classes == len(read_class_names())
 
     def segment(
         self,
@@ -120,7 +126,7 @@ class Model:
         kind = np.float32 if probabilities else (bool if binary else np.uint8)
         found = np.zeros((len(frames), height, width), kind)
         # Clips are cut a batch ahead of the one that comes back.
-        for i, (_, decided, _) in enumerate(run_clips(clips(), self._forward, decision, 1)):
+        for i, (_, decided, _) in enumerate(run_clips(clips(), self.forward, decision, 1)):
             is_new = places[i] >= 0
             found[places[i][is_new]] = decided[is_new]
         return found
@@ -158,7 +164,7 @@ class Model:
     def _tag(self):
         """sound f32[160000] -> f32[10 521], probability of each class of AudioSet by second."""
         backbone = self.loaded.model.audio_backbone
-        if not (isinstance(backbone, YAMNet) and backbone.num_classes == len(read_class_names())):
+        if not self.names_sounds:
             raise errors.BadValueError(
                 f"this model's sound backbone, {self.loaded.config.model.audio_backbone}, has no "
                 "names for what it hears; yamnet with its head has (e.g. the model 'lite')."

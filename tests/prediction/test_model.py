@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import avs_jax
-from avs_jax import errors, predict
+from avs_jax import errors
 from avs_jax.media import video
+from avs_jax.prediction import films
+from avs_jax.prediction.masks import compile_forward
 from avs_jax.prediction.model import Model
 from tests.media import film
 from tests.weights.zoo import stand_in
@@ -60,9 +62,9 @@ def test_masks_are_those_that_predict_makes_of_the_film(tmp_path, model, seconds
     frames = np.stack([frame.rgb() for frame in video.read_frames(info)])
     sound = np.concatenate(list(video.read_sound(info)))
     data = model.loaded.config.data
-    expected = predict.predict_masks(
+    expected = films.predict_masks(
         info,
-        predict.compile_forward(model.loaded),
+        compile_forward(model.loaded),
         size=data.size,
         seconds=data.seconds,
         frame_offset=data.frame_offset,
