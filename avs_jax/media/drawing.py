@@ -381,7 +381,13 @@ def draw_spectrogram(
     waveform = waveform[: seconds * audio.SAMPLE_RATE]
     waveform = np.pad(waveform, (0, seconds * audio.SAMPLE_RATE - len(waveform)))
     patches = audio.log_mel(jnp.asarray(waveform), num_patches=seconds, alignment="second")
-    log_mel = np.asarray(patches).reshape(-1, audio.NUM_BANDS)
+    return paint_log_mel(np.asarray(patches).reshape(-1, audio.NUM_BANDS), height, width)
+
+
+def paint_log_mel(
+    log_mel: Float[np.ndarray, "n 64"], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Rows of log-mel as a picture: time to the right, 125 to 7500 Hz upwards."""
     low, high = np.log(audio.LOG_OFFSET), max(1.0, float(log_mel.max()))
     levels = ((log_mel - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
     return _colour_map(cv2.resize(levels.T[::-1], (width, height), interpolation=cv2.INTER_AREA))
