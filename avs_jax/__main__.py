@@ -13,6 +13,7 @@ from avs_jax import __version__, errors
 # program -> (its module, what it is for)
 PROGRAMS: dict[str, tuple[str, str]] = {
     "predict": ("avs_jax.predict", "mark what sounds in a video of your own"),
+    "demo": ("avs_jax.demo", "a page in the browser: drop a film, see what sounds in it"),
     "train": ("avs_jax.train", "train a model"),
     "evaluate": ("avs_jax.evaluate", "every figure of a checkpoint on a split of a data set"),
     "pictures": ("avs_jax.pictures", "strips of clips, what goes on inside, the learning curve"),

@@ -1,8 +1,10 @@
-"""What all tests share: eight CPU devices, checked shapes, quick variables; PyTorch, media."""
+"""What all tests share: eight CPU devices, checked shapes, quick variables; PyTorch, media, a
+browser."""
 
 import importlib.util
 import os
 import pathlib
+import shutil
 import socket
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,12 +31,18 @@ LACKS_TORCH = any(importlib.util.find_spec(name) is None for name in ("torch", "
 # Real pictures, sounds and weights of other packages (launch/fetch_media.sh).
 MEDIA = pathlib.Path(os.environ.get("AVS_JAX_MEDIA", "data/media"))
 LACKS_MEDIA = not (MEDIA / "media.json").exists()
+# The page of `demo` (extra `demo`) is looked at in a browser of the system.
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+LACKS_BROWSER = CHROMIUM is None or any(
+    importlib.util.find_spec(name) is None for name in ("gradio", "playwright")
+)
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than ten seconds; run in CI all the same")
     config.addinivalue_line("markers", "needs_torch: takes the fixture `torch`: so marked by that")
     config.addinivalue_line("markers", "needs_media: takes the fixture `media`: so marked by that")
+    config.addinivalue_line("markers", "needs_browser: takes the fixture `browser`, or one of its")
 
 
 # With several processes (`-n 2 --dist loadfile`) the tests of a file share one. What takes longest
@@ -71,6 +79,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker("needs_media")
             if LACKS_MEDIA:
                 item.add_marker(pytest.mark.skip(reason="needs launch/fetch_media.sh"))
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("needs_browser")
+            if LACKS_BROWSER:
+                item.add_marker(pytest.mark.skip(reason="needs Gradio, playwright and Chromium"))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -87,6 +99,12 @@ def pytest_terminal_summary(terminalreporter):
             f"{left_out} tests left out for lack of real media; to run them too: "
             "launch/fetch_media.sh, or AVS_JAX_MEDIA=DIR where it fetched before"
         )
+    left_out = sum("needs_browser" in getattr(report, "keywords", ()) for report in skipped)
+    if LACKS_BROWSER and left_out:
+        terminalreporter.write_line(
+            f"{left_out} tests left out for lack of a browser; to run them too: "
+            'pip install -e ".[test,demo]", and Chromium (Debian: apt-get install chromium)'
+        )
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +117,17 @@ def torch():
 def media():
     """The folder of real media; a test that takes it is marked `needs_media`, and so left out."""
     return MEDIA
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, driven by playwright; where one is missing the test is left out."""
+    playwright = importlib.import_module("playwright.sync_api").sync_playwright().start()
+    options = {"args": ["--no-sandbox"], "executable_path": CHROMIUM}  # root has no sandbox
+    chromium = playwright.chromium.launch(**options)
+    yield chromium
+    chromium.close()
+    playwright.stop()
 
 
 @pytest.fixture

@@ -49,6 +49,8 @@ LAZY = {
         "avs_jax.media.audio",
         "soxr",
     ): "running a model needs jax and flax alone; this resamples files",
+    ("avs_jax.demo", "gradio"): "of the extra `demo`; 3 s",
+    ("avs_jax.demo", "starlette.middleware"): "Gradio brings it",
     ("avs_jax.benchmark", "resource"): "does not exist on Windows",
 }
 
@@ -154,7 +156,7 @@ def reach(start):
     return seen
 
 
-@pytest.mark.parametrize("program", ["predict", "evaluate", "benchmark"])
+@pytest.mark.parametrize("program", ["predict", "demo", "evaluate", "benchmark"])
 def test_what_runs_a_model_needs_nothing_of_training(program):
     found = {module for module in reach(f"avs_jax.{program}") if room(module) == "training"}
     assert found == set()

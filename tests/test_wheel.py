@@ -40,6 +40,7 @@ def test_wheel_holds_the_models_and_their_cards(wheel):
             assert files[f"avs_jax/weights/zoo/{name}.{suffix}"] > 0
     assert sum(size for name, size in files.items() if "/zoo/" in name) < 20e6
     assert "avs_jax/backbones/yamnet_classes.txt" in files
+    assert {"avs_jax/demo.css", "avs_jax/demo.js"} <= set(files)
 
 
 def test_unpacked_wheel_marks_a_film(wheel, tmp_path):
