@@ -3,9 +3,10 @@
     avs-jax export --output FILE.npz              lite, the model that comes with the package
     avs-jax export WORKDIR --output FILE.npz
     avs-jax export CONVERTED --config configs/pcmanet.py:subset=s4 --output FILE.npz
+    avs-jax export --output FILE.onnx             for ONNX Runtime, OpenVINO and others
 
-FILE holds a `jax.export` program (StableHLO for CPU, CUDA and TPU) and its weights. Normalisation,
-resizing and log-mel are inside. To run it, jax and flatbuffers are enough:
+FILE.npz holds a `jax.export` program (StableHLO for CPU, CUDA and TPU) and its weights.
+Normalisation, resizing and log-mel are inside. To run it, jax and flatbuffers are enough:
 
     import jax, numpy as np
     from jax import export
@@ -22,10 +23,23 @@ resizing and log-mel are inside. To run it, jax and flatbuffers are enough:
 
 str(file["manifest"]) is a JSON text: shapes, classes, versions, checksums. A program with a free
 batch made by a newer jax may need that jax; --batch makes one that older ones open, too.
+
+FILE.onnx (extra `onnx`) is the same function with its weights in it; its batch is fixed (--batch,
+default 1), the manifest is in its metadata:
+
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession("FILE.onnx")
+    (probabilities,) = session.run(None, {"frames": frames, "waveform": waveform})
+    manifest = session.get_modelmeta().custom_metadata_map["manifest"]
+
+Either is run and compared with the model first; one that gives other numbers is not written.
 """
 
 import argparse
+import functools
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -62,14 +76,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = loaded.config.data
         size, seconds = args.size or data.size, args.seconds or data.seconds
         weights = half(loaded) if args.half else flatten(jax.tree.map(np.asarray, loaded.variables))
-        program = export_program(loaded, weights, args.batch, seconds, size)
-        difference = check(program, loaded, weights, args.batch or 2)
-        manifest = describe(loaded, program, weights, args) | {"largest_difference": difference}
-        write(args.output, program, weights, manifest)
+        if args.output.endswith(".onnx"):
+            difference = write_onnx(loaded, weights, args, seconds, size)
+            runs_by = "ONNX Runtime, OpenVINO and others"
+        else:
+            program = export_program(loaded, weights, args.batch, seconds, size)
+            difference = check(program, loaded, weights, args.batch or 2)
+            manifest = describe_program(loaded, program, weights, args, difference)
+            write(args.output, program, weights, manifest)
+            runs_by = ", ".join(PLATFORMS)
     print(
         f"{args.output}: {loaded.config.model.name} of {args.model}, step {loaded.step}, "
-        f"{os.path.getsize(args.output) / 1e6:.1f} MB, for {', '.join(PLATFORMS)}; opened again "
-        f"and run here, it differs from the model by {difference:.0e} at most."
+        f"{os.path.getsize(args.output) / 1e6:.1f} MB, for {runs_by}; opened again and run here, "
+        f"it differs from the model by {difference:.0e} at most."
     )
 
 
@@ -90,8 +109,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--config", metavar="FILE[:ARGS]", help="the config that converted weights are for")
     add("--which", default="best", help="best, latest or a step (default: best)")
-    add("--output", required=True, metavar="FILE", help="the .npz file to write")
-    add("--batch", type=int, metavar="B", help="clips in a call (default: any number)")
+    add("--output", required=True, metavar="FILE", help="the .npz or .onnx file to write")
+    add(
+        "--batch",
+        type=int,
+        metavar="B",
+        help="clips in a call (default: any number; of an .onnx file 1)",
+    )
     add("--size", type=int, metavar="PIXELS", help="side of the frames (default: the data's)")
     add("--seconds", type=int, metavar="T", help="length of a clip (default: the data's)")
     add("--half", action="store_true", help="keep weights in float16: half the size")
@@ -100,8 +124,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise errors.BadValueError(f"--{name}={value}: wanted 1 or more.")
-    if not args.output.endswith(".npz"):
-        raise errors.BadValueError(f"--output {args.output}: wanted a name that ends with .npz.")
+    if not args.output.endswith((".npz", ".onnx")):
+        raise errors.BadValueError(
+            f"--output {args.output}: wanted a name that ends with .npz or .onnx."
+        )
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if args.output.endswith(".onnx") and missing:
+        raise errors.NotFoundError(
+            f"--output {args.output} needs {' and '.join(missing)}, not installed: "
+            'pip install "avs_jax[onnx]".'
+        )
     folder = os.path.dirname(os.path.abspath(args.output))
     if not os.path.isdir(folder):
         raise errors.NotFoundError(f"--output {args.output}: there is no folder {folder}.")
@@ -145,6 +177,14 @@ def make_segment(loaded: Loaded) -> Callable:
     return segment
 
 
+def input_shapes(b: Any, seconds: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of `segment`, by name; `b` may be a symbol."""
+    return {
+        "frames": jax.ShapeDtypeStruct((b, seconds, size, size, 3), jnp.uint8),
+        "waveform": jax.ShapeDtypeStruct((b, seconds * SAMPLE_RATE), jnp.float32),
+    }
+
+
 def export_program(
     loaded: Loaded,
     weights: Mapping[str, np.ndarray],
@@ -155,10 +195,8 @@ def export_program(
     """The model as a program for every platform; `batch` None: of any number of clips."""
     (b,) = jax_export.symbolic_shape("b") if batch is None else (batch,)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
-    frames = jax.ShapeDtypeStruct((b, seconds, size, size, 3), jnp.uint8)
-    waveform = jax.ShapeDtypeStruct((b, seconds * SAMPLE_RATE), jnp.float32)
     export = jax_export.export(jax.jit(make_segment(loaded)), platforms=PLATFORMS)
-    return export(shapes, frames, waveform)
+    return export(shapes, *input_shapes(b, seconds, size).values())
 
 
 def serialize(program: jax_export.Exported) -> bytearray:
@@ -209,16 +247,21 @@ def check(
 
 def describe(
     loaded: Loaded,
-    program: jax_export.Exported,
     weights: Mapping[str, np.ndarray],
     args: argparse.Namespace,
+    inputs: Sequence[Any],
+    output: Any,
+    difference: float,
 ) -> dict[str, Any]:
-    """The manifest."""
-    *_, frames, waveform = program.in_avals
+    """The manifest, but for what is of one kind of file.
+
+    inputs (frames, waveform) and output: what has a shape.
+    """
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(weights[name]).tobytes())
+    frames, waveform = inputs
     return {
         "model": dict(loaded.config.model),
         "from": os.fspath(args.model),
@@ -227,19 +270,60 @@ def describe(
             "frames": f"u8{list(map(str, frames.shape))}",
             "waveform": f"f32{list(map(str, waveform.shape))}",
         },
-        "output": f"f32{list(map(str, program.out_avals[0].shape))}",
+        "output": f"f32{list(map(str, output.shape))}",
         "sample_rate": SAMPLE_RATE,
         "classes": loaded.class_names,
-        "platforms": list(program.platforms),
         "weights": {"count": sum(x.size for x in weights.values()), "sha256": digest.hexdigest()},
-        "program_sha256": hashlib.sha256(serialize(program)).hexdigest(),
+        "largest_difference": difference,
         "versions": {
             "avs_jax": __version__,
             "jax": jax.__version__,
-            "calling_convention": program.calling_convention_version,
             "python": sys.version.partition(" ")[0],
         },
     }
+
+
+def describe_program(
+    loaded: Loaded,
+    program: jax_export.Exported,
+    weights: Mapping[str, np.ndarray],
+    args: argparse.Namespace,
+    difference: float,
+) -> dict[str, Any]:
+    """The manifest of an .npz file."""
+    manifest = describe(
+        loaded, weights, args, program.in_avals[-2:], program.out_avals[0], difference
+    )
+    manifest["versions"]["calling_convention"] = program.calling_convention_version
+    return manifest | {
+        "platforms": list(program.platforms),
+        "program_sha256": hashlib.sha256(serialize(program)).hexdigest(),
+    }
+
+
+def write_onnx(
+    loaded: Loaded,
+    weights: Mapping[str, np.ndarray],
+    args: argparse.Namespace,
+    seconds: int,
+    size: int,
+) -> float:
+    """Writes an .onnx file; the largest difference of a probability from the model's.
+
+    Raises:
+      BadValueError: the model cannot be written as ONNX, or gives other numbers there.
+    """
+    from avs_jax.exporting import onnx_file
+
+    known = {name: jnp.asarray(x) for name, x in weights.items()}
+    segment = functools.partial(make_segment(loaded), known)
+    inputs = input_shapes(args.batch or 1, seconds, size)
+    model, difference = onnx_file.make(segment, inputs, half=args.half)
+    output = jax.eval_shape(segment, *inputs.values())
+    manifest = describe(loaded, weights, args, list(inputs.values()), output, difference)
+    manifest["versions"] |= onnx_file.versions()
+    write_whole(args.output, onnx_file.to_bytes(model, manifest))
+    return difference
 
 
 def write(

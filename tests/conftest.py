@@ -1,5 +1,5 @@
-"""What all tests share: eight CPU devices, checked shapes, quick variables; PyTorch, media, a
-browser."""
+"""What all tests share: eight CPU devices, checked shapes, quick variables; PyTorch, ONNX, media,
+a browser."""
 
 import importlib.util
 import os
@@ -28,6 +28,7 @@ from tests.buckets import bucket, no_bucket_client  # noqa: F401 (fixtures)
 
 # Gigabytes that only conversion needs (extra `convert`): without them the rest is tested.
 LACKS_TORCH = any(importlib.util.find_spec(name) is None for name in ("torch", "safetensors"))
+LACKS_ONNX = any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime"))
 # Real pictures, sounds and weights of other packages (launch/fetch_media.sh).
 MEDIA = pathlib.Path(os.environ.get("AVS_JAX_MEDIA", "data/media"))
 LACKS_MEDIA = not (MEDIA / "media.json").exists()
@@ -41,6 +42,7 @@ LACKS_BROWSER = CHROMIUM is None or any(
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than ten seconds; run in CI all the same")
     config.addinivalue_line("markers", "needs_torch: takes the fixture `torch`: so marked by that")
+    config.addinivalue_line("markers", "needs_onnx: takes the fixture `onnx`: so marked by that")
     config.addinivalue_line("markers", "needs_media: takes the fixture `media`: so marked by that")
     config.addinivalue_line("markers", "needs_browser: takes the fixture `browser`, or one of its")
 
@@ -75,6 +77,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker("needs_torch")
             if LACKS_TORCH:
                 item.add_marker(pytest.mark.skip(reason="needs PyTorch (extra `convert`)"))
+        if "onnx" in getattr(item, "fixturenames", ()):
+            item.add_marker("needs_onnx")
+            if LACKS_ONNX:
+                item.add_marker(pytest.mark.skip(reason="needs ONNX (extra `onnx`)"))
         if "media" in getattr(item, "fixturenames", ()):
             item.add_marker("needs_media")
             if LACKS_MEDIA:
@@ -92,6 +98,12 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(
             f"{left_out} tests left out for lack of PyTorch; to run them too: "
             'pip install -e ".[test,convert]"'
+        )
+    left_out = sum("needs_onnx" in getattr(report, "keywords", ()) for report in skipped)
+    if LACKS_ONNX and left_out:
+        terminalreporter.write_line(
+            f"{left_out} tests left out for lack of ONNX; to run them too: "
+            'pip install -e ".[test,onnx]"'
         )
     left_out = sum("needs_media" in getattr(report, "keywords", ()) for report in skipped)
     if LACKS_MEDIA and left_out:
@@ -111,6 +123,12 @@ def pytest_terminal_summary(terminalreporter):
 def torch():
     """PyTorch; a test that takes it is marked `needs_torch` and left out where it is missing."""
     return importlib.import_module("torch")
+
+
+@pytest.fixture(scope="session")
+def onnx():
+    """ONNX and its runtime; a test that takes it is marked `needs_onnx`, and so left out."""
+    return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
 
 
 @pytest.fixture(scope="session")

@@ -182,3 +182,20 @@ def test_without_flatbuffers_the_extra_is_named():
     program.serialize.side_effect = ImportError("flatbuffers")
     with pytest.raises(errors.NotFoundError, match=r"avs_jax\[export\]"):
         export.serialize(program)
+
+
+@pytest.mark.parametrize("name", ["avesformer", "pcmanet", "catr reference", "catr paper"])
+def test_every_model_runs_by_onnx_runtime(run, onnx, name):
+    loaded = load(name)
+    path = run(loaded, output="model.onnx")
+    session = onnx[1].InferenceSession(path)
+    frames, waveform = noise(1)
+    (found,) = session.run(None, {"frames": frames, "waveform": waveform})
+    weights = export.flatten(loaded.variables)
+    expected = np.asarray(jax.jit(export.make_segment(loaded))(weights, frames, waveform))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.std())
+    manifest = json.loads(session.get_modelmeta().custom_metadata_map["manifest"])
+    assert manifest["inputs"]["frames"] == "u8['1', '2', '32', '32', '3']"
+    assert manifest["output"] == "f32['1', '2', '32', '32', '1']"
+    assert manifest["weights"]["count"] == sum(x.size for x in weights.values())
+    assert manifest["versions"]["opset"] == 18

@@ -28,6 +28,7 @@ ROOMS = (
     "weights",
     "prediction",
     "reporting",
+    "exporting",
     "training",
 )
 
@@ -51,6 +52,7 @@ LAZY = {
     ): "running a model needs jax and flax alone; this resamples files",
     ("avs_jax.demo", "gradio"): "of the extra `demo`; 3 s",
     ("avs_jax.demo", "starlette.middleware"): "Gradio brings it",
+    ("avs_jax.export", "avs_jax.exporting.onnx_file"): "needs the extra `onnx`",
     ("avs_jax.benchmark", "resource"): "does not exist on Windows",
 }
 

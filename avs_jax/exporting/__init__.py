@@ -1,0 +1,1 @@
+"""Writing a program of jax in the form that another runtime takes."""
