@@ -43,6 +43,7 @@ import importlib.util
 import io
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -77,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         size, seconds = args.size or data.size, args.seconds or data.seconds
         weights = half(loaded) if args.half else flatten(jax.tree.map(np.asarray, loaded.variables))
         if args.output.endswith(".onnx"):
-            difference = write_onnx(loaded, weights, args, seconds, size)
+            known = {name: jnp.asarray(x) for name, x in weights.items()}
+            segment = functools.partial(make_segment(loaded), known)
+            inputs = input_shapes(args.batch or 1, seconds, size)
+            difference = write_onnx(loaded, weights, args, segment, inputs)
             runs_by = "ONNX Runtime, OpenVINO and others"
         else:
             program = export_program(loaded, weights, args.batch, seconds, size)
@@ -90,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{os.path.getsize(args.output) / 1e6:.1f} MB, for {runs_by}; opened again and run here, "
         f"it differs from the model by {difference:.0e} at most."
     )
+    if args.time:
+        print(time_onnx(args.output, segment, inputs, args.time))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -118,9 +124,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--size", type=int, metavar="PIXELS", help="side of the frames (default: the data's)")
     add("--seconds", type=int, metavar="T", help="length of a clip (default: the data's)")
+    add(
+        "--time",
+        type=int,
+        metavar="ROUNDS",
+        help="of an .onnx file: then time it here by ONNX Runtime and OpenVINO beside XLA",
+    )
     add("--half", action="store_true", help="keep weights in float16: half the size")
     args = parser.parse_args(argv)
-    for name in ("batch", "size", "seconds"):
+    for name in ("batch", "size", "seconds", "time"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise errors.BadValueError(f"--{name}={value}: wanted 1 or more.")
@@ -128,6 +140,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise errors.BadValueError(
             f"--output {args.output}: wanted a name that ends with .npz or .onnx."
         )
+    if args.time and not args.output.endswith(".onnx"):
+        raise errors.BadValueError("--time is for .onnx files; `avs-jax benchmark` times XLA.")
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if args.output.endswith(".onnx") and missing:
         raise errors.NotFoundError(
@@ -305,8 +319,8 @@ def write_onnx(
     loaded: Loaded,
     weights: Mapping[str, np.ndarray],
     args: argparse.Namespace,
-    seconds: int,
-    size: int,
+    segment: Callable,
+    inputs: Mapping[str, jax.ShapeDtypeStruct],
 ) -> float:
     """Writes an .onnx file; the largest difference of a probability from the model's.
 
@@ -315,15 +329,23 @@ def write_onnx(
     """
     from avs_jax.exporting import onnx_file
 
-    known = {name: jnp.asarray(x) for name, x in weights.items()}
-    segment = functools.partial(make_segment(loaded), known)
-    inputs = input_shapes(args.batch or 1, seconds, size)
     model, difference = onnx_file.make(segment, inputs, half=args.half)
     output = jax.eval_shape(segment, *inputs.values())
     manifest = describe(loaded, weights, args, list(inputs.values()), output, difference)
     manifest["versions"] |= onnx_file.versions()
     write_whole(args.output, onnx_file.to_bytes(model, manifest))
     return difference
+
+
+def time_onnx(
+    path: str, segment: Callable, inputs: Mapping[str, jax.ShapeDtypeStruct], rounds: int
+) -> str:
+    """A table of what the file takes by each runtime."""
+    from avs_jax.exporting import onnx_file, runtimes
+
+    _, example = next(onnx_file.examples(inputs))
+    data = pathlib.Path(path).read_bytes()
+    return runtimes.to_table(runtimes.time_runtimes(data, segment, example, rounds))
 
 
 def write(

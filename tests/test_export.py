@@ -1,5 +1,6 @@
 """Exported programs: the numbers of the model, without its code, and what is refused."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -169,6 +170,7 @@ def test_weights_beyond_float16_are_refused_by_name():
         (["--output", "a.bin"], "wanted a name that ends with .npz"),
         (["--output", "nowhere/a.npz"], "there is no folder .*nowhere"),
         (["--output", "a.npz", "--batch", "0"], "--batch=0: wanted 1 or more"),
+        (["--output", "a.npz", "--time", "3"], r"--time is for \.onnx files"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(options, told, tmp_path, monkeypatch):
@@ -184,7 +186,7 @@ def test_without_flatbuffers_the_extra_is_named():
         export.serialize(program)
 
 
-@pytest.mark.parametrize("name", ["avesformer", "pcmanet", "catr reference", "catr paper"])
+@pytest.mark.parametrize("name", SMALL)
 def test_every_model_runs_by_onnx_runtime(run, onnx, name):
     loaded = load(name)
     path = run(loaded, output="model.onnx")
@@ -199,3 +201,19 @@ def test_every_model_runs_by_onnx_runtime(run, onnx, name):
     assert manifest["output"] == "f32['1', '2', '32', '32', '1']"
     assert manifest["weights"]["count"] == sum(x.size for x in weights.values())
     assert manifest["versions"]["opset"] == 18
+
+
+def test_without_onnx_the_extra_is_named_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        export.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name)
+    )
+    with pytest.raises(errors.NotFoundError, match=r"needs onnx, not installed: .*avs_jax\[onnx\]"):
+        export.main(["--output", "a.onnx"])
+
+
+def test_an_onnx_file_is_timed_beside_xla(run, simple, onnx, capsys):
+    simple(0.0)
+    run(load("avesformer"), "--time", "1", "--half", output="model.onnx")
+    assert "ONNX Runtime" in capsys.readouterr().out.split("ratio")[-1]

@@ -53,6 +53,8 @@ LAZY = {
     ("avs_jax.demo", "gradio"): "of the extra `demo`; 3 s",
     ("avs_jax.demo", "starlette.middleware"): "Gradio brings it",
     ("avs_jax.export", "avs_jax.exporting.onnx_file"): "needs the extra `onnx`",
+    ("avs_jax.export", "avs_jax.exporting.runtimes"): "needs the extra `onnx`",
+    ("avs_jax.exporting.runtimes", "openvino"): "180 MB, for a comparison",
     ("avs_jax.benchmark", "resource"): "does not exist on Windows",
 }
 

@@ -13,6 +13,7 @@ from onnx import helper
 from avs_jax import errors
 from avs_jax.exporting import jaxpr_to_onnx
 from avs_jax.exporting.graph import OPSET
+from avs_jax.exporting.runtimes import start_onnxruntime
 from avs_jax.types import Float, UInt8
 
 OUTPUT = "probabilities"
@@ -52,7 +53,7 @@ def compare(
     Raises:
       BadValueError: ONNX Runtime cannot run the model, or its numbers differ.
     """
-    run, compiled = start(model.SerializeToString()), jax.jit(segment)
+    run, compiled = start_onnxruntime(model.SerializeToString()), jax.jit(segment)
     largest = 0.0
     for kind, example in examples(inputs):
         found, wanted = run(**example), np.asarray(compiled(*example.values()))
@@ -66,24 +67,6 @@ def compare(
             )
         largest = max(largest, difference)
     return largest
-
-
-def start(data: bytes) -> Callable[..., np.ndarray]:
-    """`run(frames=..., waveform=...) -> probabilities` by ONNX Runtime on the CPU.
-
-    Raises:
-      BadValueError: it cannot.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    try:
-        session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
-    except Exception as error:  # its own kinds inherit from nothing else
-        reason = str(error).partition("\n")[0]
-        raise errors.BadValueError(
-            f"ONNX Runtime refuses the model ({reason}). Not written; export to .npz instead."
-        ) from error
-    return lambda **inputs: session.run([OUTPUT], inputs)[0]
 
 
 def examples(

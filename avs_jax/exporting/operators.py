@@ -142,7 +142,8 @@ def write_elementwise(name: str, graph: Graph, out: Out, values: list[Value], pa
     if name == "select_n" and (len(values) != 3 or values[0].dtype != bool):
         raise Unsupported("more than two cases")
     if name == "sub" and isinstance(values[1], np.ndarray) and values[1].dtype == np.float32:
-        name, values = "add", [values[0], -values[1]]  # runtimes fold it into a convolution
+        # Which runtimes fold into the convolution before it.
+        name, values = "add", [values[0], np.asarray(-values[1])]
     table = BOOLEAN if name in BOOLEAN else ELEMENTWISE
     return elementwise(graph, out, values, table[name](graph, out))
 

@@ -134,3 +134,80 @@ def test_the_numbers_are_those_of_jax(onnx, name):
     expected = np.asarray(jax.jit(FUNCTIONS[name])(x))
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
+
+
+def kinds(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def test_nothing_is_transposed_between_convolutions(onnx):
+    def network(x):
+        y = pool(jax.nn.relu(conv(x) * KERNEL[0, 0, 0] - KERNEL[0, 1, 0]))
+        return conv(y[..., :4] + y[..., 2:]).mean((1, 2))
+
+    _, model = run(onnx, network, np.ones((2, 8, 8, 4), np.float32))
+    found = kinds(model)
+    assert found.count("Transpose") == 1  # of the input
+    assert "Expand" not in found and found.count("Conv") == 2
+
+
+def test_relu_is_one_operator_however_it_is_written_and_lets_nan_through(onnx):
+    x = np.array([-1.0, 0.0, 2.0, np.nan], np.float32)
+    for function in (jax.nn.relu, lambda x: jnp.where(x <= 0, jnp.zeros_like(x), x)):
+        found, model = run(onnx, function, x)
+        assert kinds(model) == ["Relu", "Identity"]
+        np.testing.assert_array_equal(found, [0, 0, 2, np.nan])
+
+
+def test_another_choice_by_sign_is_no_relu(onnx):
+    x, y = RNG.normal(size=(2, 8)).astype(np.float32)
+    for function in (lambda x, y: jnp.where(x <= 0, 0, y), lambda x, y: jnp.where(x <= 1, 0, x)):
+        found, _ = run(onnx, function, x, y)
+        np.testing.assert_array_equal(found, function(x, y))
+
+
+def test_what_repeats_itself_takes_no_room(onnx):
+    def function(x):
+        return jnp.where(x > 1, x + jnp.tile(jnp.arange(4.0), (64, 64, 1)), jnp.zeros((64, 64, 4)))
+
+    _, model = run(onnx, function, np.ones((64, 64, 4), np.float32))
+    assert model.ByteSize() < 1000
+
+
+def test_weights_that_float16_holds_are_kept_in_it(onnx):
+    exact = np.round(MATRIX * 64) / 64
+    x = np.ones((3, 4), np.float32)
+    found, small = run(onnx, lambda x: x @ exact, x, half=True)
+    np.testing.assert_array_equal(found, x @ exact)
+    _, same = run(onnx, lambda x: x @ MATRIX, x, half=True)
+    assert small.ByteSize() < same.ByteSize()
+
+
+def transposed_conv(x):
+    return conv(x, lhs_dilation=(2, 2))
+
+
+def named(x):
+    with jax.named_scope("head"):
+        return jnp.cumsum(x, axis=1)
+
+
+REFUSED = {
+    r"cumsum \(not in the tables\) in head cannot be written": named,
+    r"conv_general_dilated \(lhs_dilation": transposed_conv,
+    r"exp \(accuracy\)": lambda x: lax.exp(x, accuracy=lax.AccuracyMode.HIGHEST),
+    r"pad \(padding between elements\)": lambda x: lax.pad(x, 0.0, [(0, 0, 1)] * 4),
+    r"gather \(parts of axes\)": lambda x: jax.vmap(
+        lambda row, i: lax.dynamic_slice(row, (i,), (2,))
+    )(x[0, 0], (x[0, 0, :, 0] * 2).astype(int)),
+    r"reduce_window_max \(base_dilation\)": lambda x: lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "VALID", base_dilation=(1, 2, 1, 1)
+    ),
+    r"while \(not in the tables\)": lambda x: lax.while_loop(lambda x: x.sum() < 9, jnp.exp, x),
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_what_is_not_known_is_refused_by_name(onnx, told):
+    with pytest.raises(errors.BadValueError, match=told):
+        run(onnx, REFUSED[told], np.ones((2, 5, 6, 4), np.float32))

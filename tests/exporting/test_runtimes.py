@@ -1,0 +1,37 @@
+"""Timing runtimes beside XLA."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from avs_jax import errors
+from tests.exporting.test_onnx_file import INPUTS, segment
+
+
+@pytest.fixture
+def runtimes(onnx):
+    return importlib.import_module("avs_jax.exporting.runtimes")
+
+
+def test_every_runtime_has_its_line_and_xla_is_the_measure(runtimes):
+    onnx_file = importlib.import_module("avs_jax.exporting.onnx_file")
+    model, _ = onnx_file.make(segment, INPUTS)
+    _, example = next(onnx_file.examples(INPUTS))
+    costs = runtimes.time_runtimes(model.SerializeToString(), segment, example, rounds=2)
+    assert list(costs)[:2] == ["XLA", "ONNX Runtime"]
+    assert costs["XLA"].ratio == costs["XLA"].cpu_ratio == 1
+    assert all(cost.seconds > 0 and cost.difference < 1e-5 for cost in costs.values())
+    table = runtimes.to_table(costs).splitlines()
+    assert [line[:12].strip() for line in table] == ["", *costs]
+
+
+def test_a_model_that_the_runtime_does_not_take_is_refused(runtimes):
+    with pytest.raises(errors.BadValueError, match="ONNX Runtime refuses the model"):
+        runtimes.start_onnxruntime(np.ones(9).tobytes())
+
+
+def test_openvino_is_named_where_it_lacks(runtimes, monkeypatch):
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(errors.NotFoundError, match="pip install openvino"):
+        runtimes.start_openvino(b"")
