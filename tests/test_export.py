@@ -1,6 +1,6 @@
 """Exported programs: the numbers of the model, without its code, and what is refused."""
 
-import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -186,21 +186,40 @@ def test_without_flatbuffers_the_extra_is_named():
         export.serialize(program)
 
 
-@pytest.mark.parametrize("name", SMALL)
+ONNX = {
+    "avesformer": (2, {"num_classes": 71, "data": "avsbench"}),
+    "pcmanet": (1, {}),
+    "catr reference": (1, {}),
+    "catr paper": (1, {}),
+}
+
+
+@pytest.mark.parametrize("name", ONNX)
 def test_every_model_runs_by_onnx_runtime(run, onnx, name):
-    loaded = load(name)
-    path = run(loaded, output="model.onnx")
-    session = onnx[1].InferenceSession(path)
-    frames, waveform = noise(1)
+    clips, fields = ONNX[name]
+    loaded = load(name, **fields)
+    options = ["--batch", "2"] if clips == 2 else []
+    session = onnx[1].InferenceSession(run(loaded, *options, output="model.onnx"))
+    frames, waveform = noise(clips)
     (found,) = session.run(None, {"frames": frames, "waveform": waveform})
     weights = export.flatten(loaded.variables)
     expected = np.asarray(jax.jit(export.make_segment(loaded))(weights, frames, waveform))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.std())
     manifest = json.loads(session.get_modelmeta().custom_metadata_map["manifest"])
-    assert manifest["inputs"]["frames"] == "u8['1', '2', '32', '32', '3']"
-    assert manifest["output"] == "f32['1', '2', '32', '32', '1']"
+    classes = fields.get("num_classes", 1)
+    assert manifest["inputs"]["frames"] == f"u8['{clips}', '2', '32', '32', '3']"
+    assert manifest["output"] == f"f32['{clips}', '2', '32', '32', '{classes}']"
     assert manifest["weights"]["count"] == sum(x.size for x in weights.values())
     assert manifest["versions"]["opset"] == 18
+
+
+def test_the_model_of_the_package_runs_by_onnx_runtime(onnx, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(export.devices, "start_jax", lambda: None)
+    path = tmp_path / "lite.onnx"
+    export.main(["--output", str(path), "--size", "64", "--seconds", "1"])
+    (frames, waveform) = onnx[1].InferenceSession(path).get_inputs()
+    assert (frames.shape, waveform.shape) == ([1, 1, 64, 64, 3], [1, 16_000])
+    assert "for ONNX Runtime" in capsys.readouterr().out
 
 
 def test_without_onnx_the_extra_is_named_before_any_work(monkeypatch, tmp_path):

@@ -145,9 +145,10 @@ def dot_general(
     if not np.issubdtype(out.dtype, np.floating) or a.dtype != b.dtype:
         raise Unsupported(f"{a.dtype} by {b.dtype}")
     (sum_a, sum_b), (batch_a, batch_b) = dimension_numbers
-    if isinstance(b, np.ndarray) and b.ndim == 2 and len(sum_b) == 1 and len(a.shape) > 1:
+    simple = len(sum_a) == 1 and not batch_a
+    if simple and isinstance(b, np.ndarray) and b.ndim == 2 and len(a.shape) > 1:
         return _known_matrix(graph, out, a, b if sum_b[0] == 0 else b.T, sum_a[0])
-    if isinstance(a, np.ndarray) and a.ndim == 2 and len(sum_a) == 1 and len(b.shape) > 1:
+    if simple and isinstance(a, np.ndarray) and a.ndim == 2 and len(b.shape) > 1:
         free = [n for i, n in enumerate(b.shape) if i != sum_b[0]]
         turned = Out((*free, out.shape[0]), out.dtype)
         y = _known_matrix(graph, turned, b, a if sum_a[0] == 0 else a.T, sum_b[0])

@@ -56,6 +56,7 @@ FUNCTIONS = {
     "convolution, strides": lambda x: conv(x, strides=(2, 3)),
     "convolution, dilated": lambda x: conv(x, rhs_dilation=(2, 1), padding=((2, 2), (1, 1))),
     "convolution, depthwise": lambda x: conv(x, DEPTHWISE, feature_group_count=4),
+    "convolution, depthwise by platform": lambda x: depthwise_conv(x, jnp.asarray(DEPTHWISE)),
     "convolution, unknown kernel": lambda x: conv(x, KERNEL * x[0, 0, 0, 0]),
     "convolutions in a row": lambda x: conv(jnp.where(conv(x) <= 0, 0, conv(x))[..., :4] + 1),
     "pooling, padding of one side": pool,
@@ -68,6 +69,9 @@ FUNCTIONS = {
     "product, matrix from the left": lambda x: jnp.einsum("ck,nhwc->knhw", MATRIX, x),
     "product, an axis inside": lambda x: jnp.einsum("hk,nhwc->nkwc", ROWS, x),
     "product, batched": lambda x: jnp.einsum("nhwc,nvhc->nchwv", x, x.swapaxes(1, 2)),
+    "product, a known vector for each row": lambda x: jnp.einsum(
+        "nhwc,hc->nhw", x, ROWS @ MATRIX[:3, :4]
+    ),
     "product, over two axes": lambda x: jnp.einsum("nhwc,mhwc->nm", x, x + 1),
     "product, outer": lambda x: jnp.einsum("h,w->hw", x[0, :, 0, 0], x[0, 0, :, 0]),
     "softmax": lambda x: jax.nn.softmax(x, axis=1),

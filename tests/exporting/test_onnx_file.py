@@ -51,7 +51,7 @@ def test_numbers_that_are_wrong_at_one_edge_are_refused(onnx_file, monkeypatch):
 
     monkeypatch.setitem(table, "reduce_window_max", shifted)
     monkeypatch.setattr(onnx_file.jaxpr_to_onnx, "check_parameters", lambda *_, **__: None)
-    with pytest.raises(errors.BadValueError, match="other numbers for noise.*Not written"):
+    with pytest.raises(errors.BadValueError, match=r"other numbers for noise.*Not written"):
         onnx_file.make(segment, INPUTS)
 
 
