@@ -17,7 +17,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
     "train": ("avs_jax.train", "train a model"),
     "evaluate": ("avs_jax.evaluate", "every figure of a checkpoint on a split of a data set"),
     "pictures": ("avs_jax.pictures", "strips of clips, what goes on inside, the learning curve"),
-    "export": ("avs_jax.export", "a model as one file that runs by jax alone"),
+    "export": ("avs_jax.export", "a model as one file that runs by jax alone, or by ONNX"),
     "convert": ("avs_jax.convert", "published PyTorch weights to ours, and back"),
     "benchmark": ("avs_jax.benchmark", "what a model costs: time, memory, FLOPs, parameters"),
     "check-data": ("avs_jax.data.check", "what is wrong with a download of AVSBench"),

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from avs_jax import errors
+from avs_jax.layers.conv import depthwise_conv
+
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 3, 4, 6)).astype(np.float32)
 DEPTHWISE = RNG.normal(size=(3, 3, 1, 4)).astype(np.float32)
