@@ -63,8 +63,10 @@ class Overlay:
         self._inside = ids = np.ascontiguousarray(ids[self._place])
         if colours is None:
             colours = BINARY_COLOURS if mask.dtype == bool else palette(256)
-        counts = cv2.calcHist([ids], [0], None, [256], [0, 256])
-        present = [int(i) for i in np.flatnonzero(counts) if i]
+        present = [1]
+        if mask.dtype != bool:
+            counts = cv2.calcHist([ids], [0], None, [256], [0, 256])
+            present = [int(i) for i in np.flatnonzero(counts) if i]
         if present[-1] >= len(colours):
             raise errors.BadValueError(
                 f"the mask holds class {present[-1]}, but there are {len(colours)} colours."
