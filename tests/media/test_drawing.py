@@ -49,6 +49,14 @@ def test_overlay_does_not_change_its_frame():
     assert (frame == 100).all()
 
 
+def test_overlay_of_whole_rows_does_not_change_its_frame():
+    frame = np.full((20, 30, 3), 100, np.uint8)
+    mask = np.zeros((20, 30), bool)
+    mask[5:10] = True  # the part that is drawn on lies in one piece
+    drawn = drawing.Overlay(mask)(frame)
+    assert (frame == 100).all() and (drawn[7] != 100).any()
+
+
 def test_overlay_of_nothing_is_the_frame():
     np.testing.assert_array_equal(
         drawing.overlay(grey_frame(), np.zeros((40, 60), bool)), grey_frame()
