@@ -15,13 +15,14 @@ from after the picture.
 
 import collections
 import contextlib
+import io
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +178,8 @@ class Engine:
         pictures, exists = self._gather(moment, fit_picture(rgb, self._network.size))
         heard = self._listen(moment)
         with self._running:
-            logits = jax.block_until_ready(self._network.mark(pictures, exists, heard))
+            logits = jnp.asarray(self._network.mark(pictures, exists, heard))
+            jax.block_until_ready(logits)
         height, width = rgb.shape[:2]
         decision = Decision(height, width, threshold=self._threshold)
         is_binary = logits.shape[-1] == 1
@@ -232,7 +234,7 @@ def run_live(
     class_names: Sequence[str] | None = None,
     seconds: int | float | None = None,
     output: str | None = None,
-    log: TextIO | None = None,
+    log: io.TextIOBase | None = None,
     say: Callable[[str], None] = print,
 ) -> Summary:
     """Marks what sounds in a source until it ends, SIGINT or SIGTERM comes, or time is over.
@@ -274,7 +276,7 @@ def run_live(
 
 
 @contextlib.contextmanager
-def open_log(path: str) -> Iterator[TextIO]:
+def open_log(path: str) -> Iterator[io.TextIOBase]:
     """A file for JSON lines; - is stdout.
 
     Raises:

@@ -1,12 +1,13 @@
 """What a live run is told by: how long its pictures took, how many were dropped."""
 
 import dataclasses
+import io
 import json
 import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,19 +39,19 @@ class Latencies:
         with self._lock:
             self._new.append(min(_SLOWEST, max(0, round(seconds * 1000))))
 
-    def next_second(self) -> tuple[int, dict[str, float] | None]:
+    def next_second(self) -> tuple[int, dict[str, int] | None]:
         """How many there were since the last call, and their quantiles in milliseconds."""
         with self._lock:
             new, self._new = np.array(self._new, int), []
             np.add.at(self._all, new, 1)
         return len(new), _quantiles(np.bincount(new, minlength=1))
 
-    def overall(self) -> tuple[int, dict[str, float] | None]:
+    def overall(self) -> tuple[int, dict[str, int] | None]:
         self.next_second()
         return int(self._all.sum()), _quantiles(self._all)
 
 
-def _quantiles(counts: np.ndarray) -> dict[str, float] | None:
+def _quantiles(counts: np.ndarray) -> dict[str, int] | None:
     total = counts.sum()
     if not total:
         return None
@@ -68,7 +69,7 @@ class Summary:
     seconds: float
     frames: int
     dropped: int
-    latency_ms: dict[str, float] | None
+    latency_ms: dict[str, int] | None
     output: str | None
 
     @property
@@ -89,7 +90,7 @@ class Reports:
     """A line and a JSON object a second."""
 
     def __init__(
-        self, engine: Running, log: TextIO | None, say: Callable[[str], None], started: float
+        self, engine: Running, log: io.TextIOBase | None, say: Callable[[str], None], started: float
     ):
         self._engine, self._log, self._say, self._started = engine, log, say, started
         self._second = self._dropped = 0

@@ -234,11 +234,11 @@ def test_memory_stays_flat_over_a_long_stream():
     held = []
 
     def play(receiver, stop):
-        for second in range(1200):
+        for second in range(300):
             receiver.hear(second, np.full(RATE, 0.1, np.float32))
             for i in range(5):
                 receiver.show(flat(second + i / 5, (48, 64)))
-            if second in (200, 1199):
+            if second in (100, 299):
                 time.sleep(0.2)
                 held.append(tracemalloc.get_traced_memory()[0])
 
@@ -247,7 +247,7 @@ def test_memory_stays_flat_over_a_long_stream():
         _, summary, _, _ = run(Played(play), Recorder(num_pictures=3, keeps=False))
     finally:
         tracemalloc.stop()
-    assert summary.frames + summary.dropped == 6000
+    assert summary.frames + summary.dropped == 1500
     assert abs(held[1] - held[0]) < 1_000_000
 
 
