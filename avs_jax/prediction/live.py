@@ -15,6 +15,7 @@ from after the picture.
 
 import collections
 import contextlib
+import gc
 import io
 import os
 import signal
@@ -45,6 +46,8 @@ _LATE = SAMPLE_RATE  # samples by which sound may come behind its picture
 _SPARE = 12  # seconds of a film's sound that may be read ahead of its pictures
 _MEMORY_STEP = 0.2  # seconds between the pictures that are kept for models that see clips
 _WORKERS = 2
+# Seconds: PyAV's containers and pictures hold each other, and Python counts no bytes of theirs.
+_COLLECT = 5.0
 _PATIENCE = 1.5  # seconds that the workers are waited for at the end
 
 
@@ -255,7 +258,9 @@ def run_live(
       InputError: the source cannot be read at all, the sink takes no more, logits are no numbers.
     """
     engine = Engine(network, sink, threshold=threshold, class_names=class_names, say=say)
-    started = time.monotonic()
+    gc.collect()
+    gc.freeze()  # what is there stays: from here on collecting takes a millisecond
+    started = collected = time.monotonic()
     with _set_by_signals(engine.stop):
         workers = engine.start(source)
         reports = Reports(engine, log, say, started)
@@ -263,9 +268,13 @@ def run_live(
             engine.stop.wait(0.05)
             passed = time.monotonic() - started
             reports.reach(passed)
+            if time.monotonic() - collected > _COLLECT:
+                collected = time.monotonic()
+                gc.collect()
             if seconds is not None and passed >= seconds:
                 break
         engine.end()
+        gc.unfreeze()
         deadline = time.monotonic() + _PATIENCE
         for worker in workers:
             worker.join(max(0.0, deadline - time.monotonic()))
