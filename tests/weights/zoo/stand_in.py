@@ -4,7 +4,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from avs_jax import models
 from avs_jax.models.forward import init_shapes
 from avs_jax.weights import trained, zoo
 from tests.training.small_run import FIELDS
@@ -18,7 +17,7 @@ def make_loaded(seed=0, **fields):
     config.data = {"name": "sounding_shapes", "subset": "ms3", "size": SIZE, "seconds": SECONDS}
     config.data.update({"frame_offset": 0.5, "alignment": "second", "data_dir": "/home/me/data"})
     config.init_from = {"model": "", "backbone": "/home/me/lite0"}
-    model = models.get_model(**config.model.to_dict())
+    model = trained.build_model(config)
     rng = np.random.default_rng(seed)
 
     def fill(shape):
