@@ -1,18 +1,30 @@
 """Benchmark models, or two variants of one: latency, throughput, parameters, FLOPs and memory.
 
     python -m avs_jax.benchmark --model avesformer --backbone resnet50 --size 224
-    python -m avs_jax.benchmark --model avesformer,pcmanet,catr
+    python -m avs_jax.benchmark --model avesformer,pcmanet,catr --parts --peaks
     python -m avs_jax.benchmark --model lite
     python -m avs_jax.benchmark --model pcmanet --backbone pvt_v2_b5 --compare masking=false
     python -m avs_jax.benchmark --model catr --backbone pvt_v2_b5 --field input_scale=2
+    python -m avs_jax.benchmark --model avesformer --sweep size=224,320,448 batch=1,2,4,8
+    python -m avs_jax.benchmark --model avesformer --train
 
 Machines differ and drift, so compare within one call: in every round each model runs once, in turn
-forwards and backwards, and times are medians over rounds after one that is not counted. A run is
-from frames and waveform to masks' logits: log-mel and the sound backbone are in it; log-mel is
-timed apart as well, and so are the metrics of a clip. FLOPs (a multiply-add is two), bytes touched
-and memory come from the compiled program's own analysis, so they hold for this platform's program.
-On CPU the most memory that the process ever had in RAM is told as well: Python, compiling, weights
-and all models of the call. One JSON line at the end.
+forwards and backwards, and times are medians over rounds after one that is not counted. Where the
+middle half of the rounds reaches further than --max_spread of their median, nothing is concluded.
+On a machine with other work --clock=cpu tells the time of all cores instead. A run is from frames
+and waveform to masks' logits: log-mel and the sound backbone are in it; log-mel is timed apart as
+well, and so are the metrics of a clip. FLOPs (a multiply-add is two) are those of products and
+convolutions, with all rounds of a loop; bytes touched and memory come from the compiled program's
+own analysis, so they hold for this platform's program. On CPU the most memory that the process ever
+had in RAM is told as well: Python, compiling, weights and all models of the call. One JSON line at
+the end.
+
+--parts    time of the two backbones and of what follows them, each as a program of its own, against
+           its FLOPs; a part at less than a third of the others' rate is told.
+--peaks    the best rate of a matrix product and of a convolution here, and what share models reach.
+--sweep    size, batch and seconds in turn: cost = a * pixels^p, the p of time and of FLOPs.
+--train    a train step instead: AdamW, the sound backbone frozen, the loss at its defaults, on all
+           devices; on several both as one program and as one per device (config.parallel).
 """
 
 import argparse
@@ -20,29 +32,29 @@ import dataclasses
 import functools
 import json
 import re
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from avs_jax import devices, errors
-from avs_jax.backbones import get_normalization
+from avs_jax.benchmarking import sweep, timing
+from avs_jax.benchmarking.timing import spread_of, time_rounds
+from avs_jax.benchmarking.variant import Part, Shape, Variant, find_slow
 from avs_jax.media import audio
-from avs_jax.models import MODELS, get_model
-from avs_jax.models.forward import count_params, init_shapes, make_forward
+from avs_jax.models import MODELS
 from avs_jax.scoring import metrics
 from avs_jax.weights import zoo
 
+CPU = "CPU-s a clip"
 # Rows of the table: title, number of a row of figures, format.
 TABLE = (
     ("ms a clip, median", lambda row: row["seconds_batch"] / row["batch_size"] * 1e3, ".1f"),
     ("clips/s", lambda row: row["batch_size"] / row["seconds_batch"], ".3f"),
     ("frames/s", lambda row: row["frames_per_second"], ".2f"),
+    (CPU, lambda row: row["cpu_seconds_batch"] / row["batch_size"], ".3f"),
     ("GFLOP a clip", lambda row: row["gflops"] / row["batch_size"], ".1f"),
     ("GB touched a clip", lambda row: row["gigabytes_touched"] / row["batch_size"], ".2f"),
     ("MB at work", lambda row: row["temporary_megabytes"], ".0f"),
@@ -56,6 +68,7 @@ TABLE = (
 # Rows that are powers of a time. The ratio of two times is not that of their medians, but the
 # median over rounds of their ratio: what slows the machine for a while slows both.
 TIMES = {"ms a clip, median": 1, "clips/s": -1, "frames/s": -1}
+UNKNOWN = "?"  # in place of what rounds that spread too far do not tell
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,33 +76,176 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What another call compiled would make this one's compiling, and its memory, look small.
     jax.config.update("jax_enable_compilation_cache", False)
     devices.start_jax()
-    batch = make_batch(args)
-    variants = [Variant(label, fields, args, batch) for label, fields in list_variants(args)]
-    times = time_rounds([variant.run for variant in variants], args.runs, "rounds")
-    log_mel = jax.jit(functools.partial(audio.log_mel, num_patches=args.seconds))
-    sound = time_rounds([functools.partial(log_mel, batch["waveform"])], args.runs, "log-mel")
-    scored = time_rounds([functools.partial(score, *make_masks(args))], args.runs, "metrics")
-    rows = [v.figures() | time_figures(x, args) for v, x in zip(variants, times, strict=True)]
-
-    about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    timing.check_clock(args.clock)
+    about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "clock": args.clock}
     about |= {k: getattr(args, k) for k in ("backbone", "audio_backbone", "size", "seconds")}
     about |= {"batch_size": args.batch_size, "dtype": args.dtype}
-    about |= {"log_mel_seconds": float(np.median(sound))}
-    about |= {"metrics_seconds_clip": float(np.median(scored))}
-    about |= {"peak_resident_megabytes": peak_resident_bytes() / 1e6}
-    if len(rows) == 2:
-        low, middle, high = np.quantile(times[1] / times[0], (0.25, 0.5, 0.75))
-        about["time_ratio"] = float(middle)
-        print(make_table(rows, float(middle)))
-        print(f"ratio of ms: median of {args.runs} rounds; half of them {low:.3f} to {high:.3f}")
+    shape = Shape(args.batch_size, args.seconds, args.size)
+    if args.train:
+        about |= tell_steps(args, shape)
+    elif args.sweep:
+        about |= tell_growth(args, shape)
     else:
-        print(make_table(rows))
+        about |= tell_cost(args, shape)
+    about |= {"peak_resident_megabytes": timing.peak_resident_bytes() / 1e6}
+    print(f"the process had at most {about['peak_resident_megabytes']:.0f} MB in RAM")
+    print(json.dumps(about))
+
+
+def tell_cost(args: argparse.Namespace, shape: Shape) -> dict:
+    """Prints what the models cost, side by side; the figures."""
+    variants = [Variant(label, fields, shape) for label, fields in list_variants(args)]
+    parts = [variant.parts() if args.parts else [] for variant in variants]
+    peaks = timing.make_peaks(args.dtype) if args.peaks else {}
+    runs = [variant.run for variant in variants]
+    runs += [part.run for found in parts for part in found] + [run for run, _ in peaks.values()]
+    times = time_rounds(runs, args.runs, "rounds")
+    clock = getattr(times, args.clock)
+    batch = make_waveform(shape)
+    log_mel = jax.jit(functools.partial(audio.log_mel, num_patches=args.seconds))
+    sound = time_rounds([functools.partial(log_mel, batch)], args.runs, "log-mel").wall
+    scored = time_rounds([functools.partial(score, *make_masks(args))], args.runs, "metrics").wall
+    rows = [
+        variant.figures() | time_figures(clock[i], times.cpu[i], shape)
+        for i, variant in enumerate(variants)
+    ]
+    told = {
+        "log_mel_seconds": float(np.median(sound)),
+        "metrics_seconds_clip": float(np.median(scored)),
+        "rows": rows,
+    }
+    ratio = None
+    if len(rows) == 2:
+        ratios = clock[1] / clock[0]
+        low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        sure = spread_of(ratios) <= args.max_spread
+        ratio = float(middle) if sure else np.nan
+        told["time_ratio"] = float(middle) if sure else None
+    print(make_table(rows, ratio))
+    if ratio is not None:
+        print(f"ratio of ms: median of {args.runs} rounds; half of them {low:.3f} to {high:.3f}")
+    tell_spread([row["model"] for row in rows], clock, args.max_spread, ratio)
+    first = len(variants)
+    for row, found in zip(rows, parts, strict=True):
+        row["parts"] = tell_parts(row["model"], found, clock[first : first + len(found)])
+        first += len(found)
+    if peaks:
+        told["peaks"] = tell_peaks(peaks, clock[first:], rows)
     print(
-        f"log-mel alone {about['log_mel_seconds'] * 1e3:.1f} ms a batch, IoU and F-measure "
-        f"{about['metrics_seconds_clip'] * 1e3:.1f} ms a clip; the process had at most "
-        f"{about['peak_resident_megabytes']:.0f} MB in RAM"
+        f"log-mel alone {told['log_mel_seconds'] * 1e3:.1f} ms a batch, IoU and F-measure "
+        f"{told['metrics_seconds_clip'] * 1e3:.1f} ms a clip"
     )
-    print(json.dumps(about | {"rows": rows}))
+    return told
+
+
+def tell_spread(labels: Sequence[str], clock, bound: float, ratio: float | None = None) -> None:
+    """Prints which times, and whether the ratio of two, must not be believed."""
+    for label, times in zip(labels, clock, strict=False):
+        if spread_of(times) > bound:
+            print(
+                f"no conclusion about {label}: half of its rounds spread by "
+                f"{spread_of(times):.0%} of their median, --max_spread is {bound:.0%}"
+            )
+    if ratio is not None and np.isnan(ratio):
+        print(
+            f"no ratio: the rounds' spread by more than --max_spread={bound:.0%}; run again on a "
+            "quiet machine, with more --runs, or with --clock=cpu"
+        )
+
+
+def tell_parts(label: str, parts: Sequence[Part], clock: np.ndarray) -> list[dict]:
+    """Prints a model's parts, and which of them are slow for what they compute; the figures."""
+    rows = []
+    for part, times in zip(parts, clock, strict=True):
+        seconds = float(np.median(times))
+        rows.append({"part": part.name, "seconds": seconds, "gflops": part.flops / 1e9})
+    whole = sum(row["seconds"] for row in rows)
+    for row in rows:
+        rate = row["gflops"] / row["seconds"]
+        print(
+            f"{label}: {row['part']:<19} {row['seconds'] * 1e3:9.1f} ms "
+            f"{row['seconds'] / whole:4.0%}  {row['gflops']:8.2f} GFLOP {rate:8.1f} GFLOP/s"
+        )
+    rates = {row["part"]: row["gflops"] / row["seconds"] for row in rows}
+    slow = find_slow(rates, {row["part"]: row["gflops"] for row in rows})
+    for name, others in slow.items():
+        print(
+            f"SLOW: {label}'s {name} computes at {rates[name]:.1f} GFLOP/s, less than a third of "
+            f"the others' {others:.1f}"
+        )
+    return [row | {"slow": row["part"] in slow} for row in rows]
+
+
+def tell_peaks(peaks: dict, clock: np.ndarray, rows: Sequence[dict]) -> dict[str, float]:
+    """Prints the machine's best rates and the share of them that models reach; GFLOP/s."""
+    best = {}
+    for (name, (_, flops)), times in zip(peaks.items(), clock, strict=True):
+        best[name] = flops / float(np.median(times)) / 1e9
+    for row in rows:
+        rate = row["gflops"] / row["seconds_batch"]
+        row["share_of_peak"] = {name: rate / value for name, value in best.items()}
+        shares = ", ".join(
+            f"{rate / value:.0%} of {name}'s {value:.0f} GFLOP/s" for name, value in best.items()
+        )
+        print(f"{row['model']} computes at {rate:.1f} GFLOP/s: {shares}")
+    return best
+
+
+def tell_growth(args: argparse.Namespace, shape: Shape) -> dict:
+    """Prints how the cost of each model grows with size, clips and seconds; the figures."""
+    rows = []
+    for label, fields in list_variants(args):
+        weights = None
+        for axis, values in sweep.parse_sweep(args.sweep).items():
+            shapes = sweep.shapes_of(axis, values, shape)
+            variants = []
+            for point in shapes:
+                variants.append(Variant(label, fields, point, weights))
+                weights = variants[0].weights
+            times = time_rounds([v.run for v in variants], args.runs, f"{label} {axis}")
+            clock = getattr(times, args.clock)
+            seconds = [float(x) for x in np.median(clock, axis=1)]
+            flops = [variant.flops for variant in variants]
+            sure = max(map(spread_of, clock)) <= args.max_spread
+            row = {"model": label, "axis": axis, "values": values, "seconds": seconds}
+            row |= {"gflops": [x / 1e9 for x in flops]}
+            row |= {"exponent_flops": sweep.fit_exponent(axis, shapes, flops)}
+            row |= {"exponent_time": sweep.fit_exponent(axis, shapes, seconds) if sure else None}
+            rows.append(row)
+            for value, x, y in zip(values, seconds, row["gflops"], strict=True):
+                print(f"{label} {axis}={value:<5} {x * 1e3:9.1f} ms {y:9.1f} GFLOP")
+            exponent = f"{row['exponent_time']:.2f}" if sure else UNKNOWN
+            print(
+                f"{label}: time ~ {sweep.AXES[axis][1]}^{exponent}, "
+                f"FLOPs ~ {sweep.AXES[axis][1]}^{row['exponent_flops']:.2f}"
+            )
+            tell_spread([f"{label} {axis}={v}" for v in values], clock, args.max_spread)
+    return {"growth": rows}
+
+
+def tell_steps(args: argparse.Namespace, shape: Shape) -> dict:
+    """Prints what a train step costs in each mode of config.parallel; the figures."""
+    from avs_jax.benchmarking.steps import Step  # optax and all of training, for this alone
+    from avs_jax.training.sharding import MODES
+
+    modes = MODES if len(jax.devices()) > 1 else ("sharded",)
+    steps = [
+        Step(label, fields, shape, mode) for label, fields in list_variants(args) for mode in modes
+    ]
+    times = time_rounds([step.run for step in steps], args.runs, "steps")
+    clock, rows = getattr(times, args.clock), []
+    for step, wall, cpu in zip(steps, clock, times.cpu, strict=True):
+        row = step.figures() | time_figures(wall, cpu, shape)
+        rows.append(row)
+        print(
+            f"{row['step']}: {row['seconds_batch'] * 1e3:.1f} ms a step "
+            f"({row['cpu_seconds_batch']:.3f} CPU-s), {row['gflops']:.1f} GFLOP, "
+            f"{row['peak_megabytes']:.0f} MB a device, "
+            f"{row['collective_megabytes']:.2f} MB of collectives, "
+            f"{row['compile_seconds']:.1f} s to compile"
+        )
+    tell_spread([step.label for step in steps], clock, args.max_spread)
+    return {"devices": len(jax.devices()), "steps": rows}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -119,7 +275,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE[,..]",
         help="fields of a second variant of each model, timed against the first",
     )
+    parser.add_argument("--parts", action="store_true", help="time by part, see above")
+    parser.add_argument("--peaks", action="store_true", help="share of what this machine can do")
+    parser.add_argument("--train", action="store_true", help="a train step, see above")
+    parser.add_argument(
+        "--sweep", nargs="+", default=[], metavar="AXIS=N,N[,..]", help="size, batch, seconds"
+    )
+    parser.add_argument("--clock", default="wall", help="wall, or cpu: of all cores")
+    parser.add_argument(
+        "--max_spread",
+        type=float,
+        default=0.2,
+        help="of rounds, in parts of their median: beyond it nothing is concluded (default: 0.2)",
+    )
     args = parser.parse_args(argv)
+    chosen = [name for name in ("train", "sweep", "parts") if getattr(args, name)]
+    if len(chosen) > 1:
+        raise errors.BadValueError(f"--{' and --'.join(chosen)}: one at a time.")
+    sweep.parse_sweep(args.sweep)
     if args.size is None:
         sizes = [zoo.read_about(m)["config"]["data"]["size"] for m in zoo.NAMES if m == args.model]
         args.size = sizes[0] if sizes else 224
@@ -194,15 +367,11 @@ def parse_value(text: str):
     return tuple(value) if isinstance(value, list) else value
 
 
-def make_batch(args: argparse.Namespace) -> dict[str, jax.Array]:
-    """Noise to look at and to hear."""
-    b, t, size = args.batch_size, args.seconds, args.size
+def make_waveform(shape: Shape) -> jax.Array:
+    """Noise to hear: f32[b s]."""
     rng = np.random.default_rng(0)
-    return {
-        "frames": jnp.asarray(rng.integers(0, 256, (b, t, size, size, 3), np.uint8)),
-        "waveform": jnp.asarray(rng.uniform(-0.5, 0.5, (b, 16_000 * t)), jnp.float32),
-        "frame_mask": jnp.ones((b, t), bool),
-    }
+    samples = (shape.clips, 16_000 * shape.seconds)
+    return jnp.asarray(rng.uniform(-0.5, 0.5, samples), jnp.float32)
 
 
 def make_masks(args: argparse.Namespace) -> tuple[jax.Array, jax.Array]:
@@ -217,88 +386,20 @@ def score(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     return metrics.mask_iou(logits, target), metrics.max_f_measure(logits, target)
 
 
-class Variant:
-    """A model with weights, compiled for a batch."""
-
-    def __init__(self, label: str, fields: dict, args: argparse.Namespace, batch: dict):
-        model = get_model(**fields)
-        self.label, self._args, self._batch = label, args, batch
-        self._shapes = dict(init_shapes(model, args.seconds, args.size))
-        normalization = get_normalization(fields["backbone"])
-        forward = make_forward(model, normalization=normalization, size=args.size)
-        began = time.perf_counter()
-        self._compiled = jax.jit(forward).lower(self._shapes, batch).compile()
-        self._compile_seconds = time.perf_counter() - began
-        # After compiling, so that they fill the memory which that leaves behind. Any numbers do for
-        # timing; initialising for real would take longer than all the rest.
-        rng = np.random.default_rng(0)
-        self._variables = jax.tree.map(lambda x: jnp.asarray(fill(rng, x.shape)), self._shapes)
-
-    def run(self) -> jax.Array:
-        """Logits of the batch."""
-        return self._compiled(self._variables, self._batch)
-
-    def figures(self) -> dict[str, str | int | float]:
-        """All that is not time."""
-        memory, cost = self._compiled.memory_analysis(), self._compiled.cost_analysis()
-        sizes = {k: count_params(v) for k, v in self._shapes["params"].items()}
-        picture, sound = sizes.get("backbone", 0), sizes.get("audio_backbone", 0)
-        return {
-            "model": self.label,
-            "batch_size": self._args.batch_size,
-            "params": sum(sizes.values()),
-            "params_backbone": picture,
-            "params_audio_backbone": sound,
-            "params_head": sum(sizes.values()) - picture - sound,
-            "gflops": cost["flops"] / 1e9,
-            "gigabytes_touched": cost["bytes accessed"] / 1e9,
-            "temporary_megabytes": memory.temp_size_in_bytes / 1e6,
-            "argument_megabytes": memory.argument_size_in_bytes / 1e6,
-            "compile_seconds": self._compile_seconds,
-        }
-
-
-def fill(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers f32 of a size that keeps activations finite."""
-    if len(shape) < 2:
-        return 0.5 + rng.random(shape, np.float32)
-    values = rng.standard_normal(shape, np.float32)
-    values /= np.sqrt(np.prod(shape[:-1]), dtype=np.float32)  # in place: VGGish has 50 M in one
-    return values
-
-
-def time_rounds(runs: Sequence[Callable], rounds: int, name: str) -> np.ndarray:
-    """Seconds f64[run round]; in each round all run once, in turn forwards and backwards."""
-    for run in runs:
-        jax.block_until_ready(run())
-    times = np.zeros((len(runs), rounds))
-    for i in tqdm(range(rounds), desc=name, leave=False):
-        for k in range(len(runs))[:: 1 if i % 2 == 0 else -1]:
-            began = time.perf_counter()
-            jax.block_until_ready(runs[k]())
-            times[k, i] = time.perf_counter() - began
-    return times
-
-
-def time_figures(times: np.ndarray, args: argparse.Namespace) -> dict[str, float]:
-    """What follows from a variant's times."""
+def time_figures(times: np.ndarray, cpu: np.ndarray, shape: Shape) -> dict[str, float]:
+    """What follows from a program's times, by the chosen clock and of all cores."""
     seconds = float(np.median(times))
     return {
         "seconds_batch": seconds,
-        "frames_per_second": args.batch_size * args.seconds / seconds,
+        "cpu_seconds_batch": float(np.median(cpu)),
+        "spread": spread_of(times),
+        "frames_per_second": shape.clips * shape.seconds / seconds,
     }
 
 
-def peak_resident_bytes() -> int:
-    """The most memory that this process ever had in RAM."""
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # Linux: kB
-
-
 def make_table(rows: Sequence[dict], time_ratio: float | None = None) -> str:
-    """A column a variant; with `time_ratio`, of two, also the second divided by the first."""
+    """A column a variant; with `time_ratio`, of two, also the second divided by the first. NaN: not
+    known."""
     labels = [row["model"] for row in rows] + ["ratio"] * (time_ratio is not None)
     widths = [max(10, len(label)) for label in labels]
     title_width = max(len(title) for title, _, _ in TABLE)
@@ -311,7 +412,8 @@ def make_table(rows: Sequence[dict], time_ratio: float | None = None) -> str:
             ratio = values[1] / values[0] if values[0] else 1.0
             if title in TIMES:
                 ratio = time_ratio ** TIMES[title]
-            cells.append(f"{ratio:.3f}")
+            sure = not np.isnan(time_ratio) or title not in (*TIMES, CPU)
+            cells.append(f"{ratio:.3f}" if sure else UNKNOWN)
         padded = "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
         lines.append(f"{title:<{title_width}}" + padded)
     return "\n".join(lines)

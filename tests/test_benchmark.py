@@ -1,20 +1,21 @@
 """The benchmark program on small models."""
 
 import json
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from avs_jax import benchmark, errors
+from avs_jax.benchmarking.variant import Part
+from avs_jax.training import sharding
 from tests.weights.zoo import stand_in
 
 TINY = ["--backbone=small_resnet", "--audio_backbone=audio_cnn", "--size=32", "--runs=2"]
 TINY += ["--seconds=1", "--field=dim=16", "--field=num_heads=2", "--field=num_prompts=2"]
 TINY += ["--field=pqg_layers=1", "--field=pqg_hidden=16", "--field=early_stages=0"]
 TINY += ["--field=late_stages=1", "--field=late_hidden=16", "--field=head_widths=[8,8]"]
-TINY += ["--field=norm_groups=4"]
+TINY += ["--field=norm_groups=4", "--field=refine=[8,4]"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +36,15 @@ def test_benchmark_prints_what_a_model_costs(capsys):
     )
     assert all(row[name] > 0 for name in ("gflops", "seconds_batch", "temporary_megabytes"))
     assert "ratio" not in table[0] and "time_ratio" not in figures
+    assert row["cpu_seconds_batch"] > 0
     assert f"{figures['peak_resident_megabytes']:.0f} MB in RAM" in table[-1]
 
 
 def test_two_variants_stand_side_by_side(capsys):
-    benchmark.main([*TINY, "--compare=late_hidden=32,head_widths=[8,4]"])
+    compare = "--compare=late_hidden=32,head_widths=[8,16]"
+    benchmark.main([*TINY, compare, "--max_spread=1e9"])
     header, *lines, summary = capsys.readouterr().out.splitlines()
-    assert header.split() == ["avesformer", "avesformer:late_hidden=32,head_widths=[8,4]", "ratio"]
+    assert header.split() == ["avesformer", "avesformer:late_hidden=32,head_widths=[8,16]", "ratio"]
     figures = json.loads(summary)
     first, second = figures["rows"]
     assert second["params_head"] > first["params_head"]
@@ -105,20 +108,87 @@ def test_no_rounds_are_an_error():
         parse("--runs=0")
 
 
-def test_rounds_are_interleaved_forwards_and_backwards():
-    order = []
-    runs = [lambda k=k: order.append(k) for k in range(3)]
-    times = benchmark.time_rounds(runs, 2, "test")
-    assert order == [0, 1, 2, 0, 1, 2, 2, 1, 0]
-    assert times.shape == (3, 2)
+def test_parts_are_told_with_what_they_compute(capsys):
+    benchmark.main([*TINY, "--parts"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (row,) = figures["rows"]
+    names = [part["part"] for part in row["parts"]]
+    assert names == ["picture backbone", "sound backbone", "neck, decoder, head"]
+    assert all(part["seconds"] > 0 for part in row["parts"])
 
 
-def test_times_belong_to_what_ran():
-    runs = [lambda: None, lambda: time.sleep(0.02)]
-    quick, slow = benchmark.time_rounds(runs, 3, "test")
-    assert np.median(quick) < 0.02 <= slow.min()
+def parts_of(*flops):
+    return [Part(name, lambda: None, x) for name, x in zip("abc", flops, strict=True)]
 
 
-def test_peak_is_in_bytes():
-    held = np.ones(8_000_000)
-    assert held.nbytes < benchmark.peak_resident_bytes() < 1e12
+def test_a_part_far_below_the_others_rate_is_told(capsys):
+    rows = benchmark.tell_parts("m", parts_of(9e9, 9e9, 1e9), np.array([[0.1], [0.1], [0.1]]))
+    assert [row["slow"] for row in rows] == [False, False, True]
+    assert "SLOW: m's c computes at 10.0 GFLOP/s, less than a third" in capsys.readouterr().out
+
+
+def test_parts_at_like_rates_are_not(capsys):
+    benchmark.tell_parts("m", parts_of(9e9, 9e9, 4e9), np.array([[0.1], [0.1], [0.1]]))
+    assert "SLOW" not in capsys.readouterr().out
+
+
+def test_share_of_what_the_machine_can_do(capsys):
+    rows = [{"model": "m", "gflops": 10.0, "seconds_batch": 0.5}]
+    best = benchmark.tell_peaks({"matmul": (None, 40e9)}, np.array([[1.0, 1.0]]), rows)
+    assert best == {"matmul": 40.0} and rows[0]["share_of_peak"] == {"matmul": 0.5}
+    assert "20.0 GFLOP/s: 50% of matmul's 40 GFLOP/s" in capsys.readouterr().out
+
+
+def test_growth_is_told_for_each_axis(capsys):
+    benchmark.main([*TINY, "--sweep", "size=32,64", "--max_spread=1e9"])
+    (size,) = json.loads(capsys.readouterr().out.splitlines()[-1])["growth"]
+    assert (size["axis"], size["values"]) == ("size", [32, 64])
+    assert 0.3 < size["exponent_flops"] < 1.2  # what hears does not grow with pixels
+    assert size["exponent_time"] is not None
+
+
+def test_from_rounds_that_spread_nothing_is_concluded(capsys):
+    benchmark.main([*TINY, "--compare=late_hidden=32", "--max_spread=0"])
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert json.loads(summary)["time_ratio"] is None
+    assert [line.split()[-1] for line in lines if line.startswith(("ms a clip", "CPU-s"))] == [
+        "?",
+        "?",
+    ]
+    assert any(line.startswith("no ratio: the rounds' spread") for line in lines)
+    assert any(line.startswith("no conclusion about avesformer: half of its") for line in lines)
+
+
+def test_a_train_step_of_two_devices_is_told_with_what_they_exchange(capsys, monkeypatch):
+    two = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda: two)
+    monkeypatch.setattr(sharding, "MODES", ("pmap",))  # half the time; the other is all of training
+    benchmark.main([*TINY, "--train", "--batch_size=2", "--runs=1"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["devices"] == 2
+    (row,) = figures["steps"]
+    assert row["step"] == "avesformer pmap"
+    assert row["seconds_batch"] > 0 and row["gflops"] > 0 and row["peak_megabytes"] > 1
+    # Gradients of all that learns, in float32, at least.
+    assert row["collective_megabytes"] > 0.1
+
+
+@pytest.mark.parametrize("text", ["size=224", "size=224,224", "size=a,b", "size=0,224", "size"])
+def test_sweep_of_one_value_is_an_error(text):
+    with pytest.raises(errors.BadValueError, match=f"--sweep {text}: wanted two or more"):
+        parse("--sweep", text)
+
+
+def test_unknown_axis_is_an_error():
+    with pytest.raises(errors.UnknownNameError, match="axis of --sweep 'width'; known: batch, s"):
+        parse("--sweep", "width=1,2")
+
+
+def test_two_questions_at_once_are_an_error():
+    with pytest.raises(errors.BadValueError, match="--train and --parts: one at a time"):
+        parse("--train", "--parts")
+
+
+def test_unknown_clock_is_an_error():
+    with pytest.raises(errors.UnknownNameError, match="unknown clock 'sun'; known: cpu, wall"):
+        benchmark.main([*TINY, "--clock=sun"])

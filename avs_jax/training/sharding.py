@@ -107,7 +107,8 @@ def compile_step(
     totals: PyTree,
     batch: PyTree,
 ) -> Callable:
-    """`step(state, totals, batch) -> (state, totals, token)` as a program for all devices.
+    """`step(state, totals, batch) -> (state, totals, token)` as a program for all devices, with
+    `as_text` and `memory_analysis`.
 
     Args:
       step: see `state.count_steps`; its state and totals are donated.
@@ -139,8 +140,24 @@ def compile_step(
         lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch),
         out_shardings=batch_sharding(mesh),
     )
-    compiled = mapped.lower(state, totals, deal(zeros())).compile()
-    return lambda state, totals, batch: compiled(state, totals, deal(batch))
+    return _DealtStep(mapped.lower(state, totals, deal(zeros())).compile(), deal)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DealtStep:
+    """A step of `jax.pmap`, compiled, that takes a global batch; as `jax.stages.Compiled`."""
+
+    compiled: jax.stages.Compiled
+    deal: Callable
+
+    def __call__(self, state: PyTree, totals: PyTree, batch: PyTree) -> PyTree:
+        return self.compiled(state, totals, self.deal(batch))
+
+    def as_text(self) -> str:
+        return self.compiled.as_text()
+
+    def memory_analysis(self):
+        return self.compiled.memory_analysis()
 
 
 def state_shardings(shapes: PyTree, params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
