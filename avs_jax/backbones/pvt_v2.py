@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from avs_jax import errors
-from avs_jax.layers.conv import DepthwiseConv
+from avs_jax.layers.conv import DepthwiseConv, PatchConv
 from avs_jax.layers.dropout import Dropout
 from avs_jax.layers.regime import Regime
 from avs_jax.layers.remat import rematerialised
@@ -74,14 +74,8 @@ class Attention(nn.Module):
         query = dense(channels, name="q")(x.reshape(-1, channels))
         context = x
         if self.reduction > 1:
-            context = nn.Conv(
-                channels,
-                (self.reduction, self.reduction),
-                (self.reduction, self.reduction),
-                padding="VALID",
-                kernel_init=conv_init,
-                dtype=self.dtype,
-                name="sr",
+            context = PatchConv(
+                channels, self.reduction, kernel_init=conv_init, dtype=self.dtype, name="sr"
             )(context)
             context = _layer_norm(epsilon=EPSILON_DEFAULT, dtype=self.dtype, name="norm")(context)
         key_value = dense(2 * channels, name="kv")(context.reshape(-1, channels))

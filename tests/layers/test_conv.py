@@ -1,4 +1,4 @@
-"""Depthwise convolution: two formulations, one result."""
+"""Depthwise convolutions and those of patches: two formulations each, one result."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avs_jax import errors
-from avs_jax.layers.conv import DepthwiseConv, depthwise_conv
+from avs_jax.layers.conv import DepthwiseConv, PatchConv, depthwise_conv
 
 
 def inputs(kernel_size=3, height=7, width=10, channels=6, seed=0):
@@ -38,8 +38,9 @@ def test_method_is_the_definition(method):
     )
 
 
-def test_gradients_of_the_formulations_agree():
-    x, kernel = inputs()
+@pytest.mark.parametrize("kernel_size, height", [(3, 7), (5, 8), (3, 1), (1, 4), (2, 7)])
+def test_gradients_of_the_formulations_agree(kernel_size, height):
+    x, kernel = inputs(kernel_size, height)
 
     def gradients(method):
         def loss(x, kernel):
@@ -51,6 +52,17 @@ def test_gradients_of_the_formulations_agree():
     for method in ("auto", "taps"):
         for a, b in zip(gradients(method), plain, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_of_halved_precision_are_summed_in_float32():
+    ones = jnp.ones((1, 64, 64, 1), jnp.bfloat16)  # which ends counting by one at 256
+
+    def loss(kernel):
+        return depthwise_conv(ones, kernel, "taps").astype(jnp.float32).sum()
+
+    gradient = jax.jit(jax.grad(loss))(jnp.ones((3, 3, 1, 1), jnp.bfloat16))
+    assert gradient.dtype == jnp.bfloat16
+    assert float(gradient[1, 1, 0, 0]) == 64 * 64
 
 
 def test_auto_compiles_no_convolution_on_cpu():
@@ -97,3 +109,22 @@ def test_bias_is_left_out_where_asked():
     module = DepthwiseConv(5, stride=2, use_bias=False)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     assert set(variables["params"]) == {"kernel"}
+
+
+@pytest.mark.parametrize("size, shape", [(2, (2, 8, 6, 3)), (4, (1, 4, 8, 5))])
+def test_patches_are_flaxs_strided_convolution(fill_variables, size, shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    ours = PatchConv(7, size)
+    flax = nn.Conv(7, (size, size), (size, size), padding="VALID")
+    variables = fill_variables(flax, x)
+
+    def results(model):
+        def loss(variables, x):
+            y = model.apply(variables, x)
+            return jnp.sum(y**2), y
+
+        gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+        return y, gradients
+
+    for a, b in zip(jax.tree.leaves(results(ours)), jax.tree.leaves(results(flax)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
