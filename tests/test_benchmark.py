@@ -143,7 +143,7 @@ def test_growth_is_told_for_each_axis(capsys):
     benchmark.main([*TINY, "--sweep", "size=32,64", "--max_spread=1e9"])
     (size,) = json.loads(capsys.readouterr().out.splitlines()[-1])["growth"]
     assert (size["axis"], size["values"]) == ("size", [32, 64])
-    assert 0.3 < size["exponent_flops"] < 1.2  # what hears does not grow with pixels
+    assert 0 < size["exponent_flops"] < 1  # what hears does not grow with pixels
     assert size["exponent_time"] is not None
 
 
@@ -159,6 +159,7 @@ def test_from_rounds_that_spread_nothing_is_concluded(capsys):
     assert any(line.startswith("no conclusion about avesformer: half of its") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_train_step_of_two_devices_is_told_with_what_they_exchange(capsys, monkeypatch):
     two = jax.devices()[:2]
     monkeypatch.setattr(jax, "devices", lambda: two)
