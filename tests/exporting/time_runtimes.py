@@ -1,0 +1,70 @@
+"""Times XLA, ONNX Runtime and OpenVINO on whole models, with random weights but for `lite`.
+
+    python -m tests.exporting.time_runtimes lite pcmanet,resnet50 avesformer,resnet50 --rounds 10
+
+One clip of five frames of 224. Not a test: minutes, and its figures are of the machine.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from avs_jax import export
+from avs_jax.exporting import onnx_file, runtimes
+from avs_jax.models import get_model
+from avs_jax.models.forward import init_shapes
+from avs_jax.weights import open_model, zoo
+from avs_jax.weights.trained import Loaded
+
+
+def load(name: str, size: int, seconds: int) -> Loaded:
+    """A model of the package, or MODEL,BACKBONE with numbers that keep activations finite."""
+    if zoo.is_zoo(name):
+        return open_model(name, "best", None)
+    model_name, backbone = name.split(",")
+    fields = {"name": model_name, "backbone": backbone, "audio_backbone": "vggish"}
+    fields["num_classes"] = 1
+    model = get_model(**fields)
+    rng = np.random.default_rng(0)
+
+    def fill(x):
+        if len(x.shape) < 2:
+            return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
+        return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
+
+    variables = jax.tree.map(fill, dict(init_shapes(model, seconds, size)))
+    data = {"name": "stamps", "size": size, "seconds": seconds, "alignment": "paper"}
+    return Loaded(
+        ml_collections.FrozenConfigDict({"model": fields, "data": data}), model, variables, 0
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("models", nargs="+", metavar="MODEL[,BACKBONE]")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--seconds", type=int, default=5)
+    args = parser.parse_args()
+    for name in args.models:
+        loaded = load(name, args.size, args.seconds)
+        weights = export.flatten(jax.tree.map(jnp.asarray, loaded.variables))
+        network = export.make_segment(loaded)
+
+        def segment(frames, waveform, network=network, weights=weights):
+            return network(weights, frames, waveform)
+
+        inputs = export.input_shapes(1, args.seconds, args.size)
+        model, difference = onnx_file.make(segment, inputs)
+        _, example = next(onnx_file.examples(inputs))
+        data = model.SerializeToString()
+        costs = runtimes.time_runtimes(data, segment, example, args.rounds)
+        print(f"{name}: {len(data) / 1e6:.1f} MB, {len(model.graph.node)} nodes, {difference:.1e}")
+        print(runtimes.to_table(costs), flush=True)
+
+
+if __name__ == "__main__":
+    main()
