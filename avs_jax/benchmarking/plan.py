@@ -1,0 +1,339 @@
+"""What a training step will cost on accelerators that are not here: TPUs' own compiler tells.
+
+libtpu (the extra `tpu`) compiles on any x86-64 Linux for a slice that need not exist: memory a
+chip, messages between chips, and that the step compiles at all come from the very program that will
+run. How long that takes is then reckoned from what chips are sold to do and the share of it that is
+expected (`EXPECTED`): a guess, with its assumptions printed beside it.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import time
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from avs_jax import devices, errors
+from avs_jax.backbones import get_normalization
+from avs_jax.models import get_loss
+from avs_jax.models.forward import init_shapes
+from avs_jax.training import freezing, optim, sharding, state
+from avs_jax.types import PyTree
+from avs_jax.weights.trained import build_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As sold. flops: of bfloat16 products a second; bandwidth: of its memory, wires: of its links
+    to others, both bytes a second; memory: bytes; hosts: chips that one host feeds."""
+
+    flops: float
+    bandwidth: float
+    wires: float
+    memory: int
+    per_host: int
+
+
+# Public data sheets: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; a TPU's links are all its ICI.
+CHIPS = {
+    "v4": Chip(275e12, 1228e9, 300e9, 32 * 2**30, 4),
+    "v5e": Chip(197e12, 819e9, 200e9, 16 * 2**30, 8),
+    "v5p": Chip(459e12, 2765e9, 600e9, 95 * 2**30, 4),
+    "v6e": Chip(918e12, 1640e9, 448e9, 32 * 2**30, 8),
+}
+# Of a chip's peak what networks of convolutions reach; of its memory's and its links' bandwidth.
+EXPECTED = {"flops": (0.4, 0.5), "bandwidth": 0.7, "wires": 0.7}
+# Products of bfloat16 that stand for one of float32, by config.matmul_precision.
+_PASSES = {None: 1, "default": 1, "high": 3, "highest": 6}
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_WIDTHS = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
+# What libtpu asks of machines that have no TPU.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "",
+}
+
+
+def find_chips(topology: str) -> tuple[Chip, list[jax.Device]]:
+    """ "v5e:4x4" -> what such a chip is, and the slice's devices, which only compile.
+
+    Raises:
+      BadValueError: not a slice of a known kind of TPU, none that there is, or no libtpu.
+    """
+    kind, _, shape = topology.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise errors.BadValueError(
+            f"--plan {topology!r}: wanted KIND:SHAPE with KIND of {', '.join(CHIPS)} and SHAPE as "
+            "Cloud TPU writes it: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1."
+        )
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:  # libtpu is missing, or knows no such slice: plain RuntimeErrors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise errors.BadValueError(
+            f"--plan {topology}: no such slice for the compiler ({reason}); is libtpu installed "
+            "(pip install 'avs_jax[tpu]'), and is the shape one that Cloud TPU has?"
+        ) from error
+    return CHIPS[kind], list(found.devices)
+
+
+def compile_train_step(
+    config: ml_collections.ConfigDict, mesh: Mesh
+) -> tuple[jax.stages.Compiled, PyTree]:
+    """The program of a training step as `avs_jax.train` makes it, from shapes, and the state's."""
+    if config.parallel != "sharded":
+        raise errors.BadValueError(
+            f"parallel={config.parallel!r} cannot be planned: jax.pmap compiles for devices that "
+            "are here alone; plan parallel='sharded'."
+        )
+    devices.check_batch_size(config.batch_size, mesh)
+    # By platform they would be chosen for the machine that compiles.
+    regime = {"two_pass_variance": bool(config.model.two_pass_variance)}
+    model = build_model(config, norm_devices=mesh.size, **regime)
+    size = config.data.size
+    params = init_shapes(model, config.data.seconds, size)["params"]
+    frozen = freezing.find_frozen(params, config.optimizer.freeze, config.model.norm)
+    model = build_model(config, norm_devices=mesh.size, frozen=frozen.modules, **regime)
+    settings = config.optimizer.to_dict()
+    rate = optim.make_schedule(
+        settings.pop("learning_rate"),
+        config.steps or 10_000,
+        warmup_steps=settings.pop("warmup_steps"),
+        decay=settings.pop("decay"),
+    )
+    optimizer = optim.make_optimizer(params, rate, **settings)
+    _, shapes = state.plan_state(
+        model,
+        optimizer,
+        mesh,
+        seconds=config.data.seconds,
+        size=size,
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+        frozen=frozen,
+        sharding_rules=config.sharding_rules,
+    )
+    batch = state.batch_shapes(
+        config.batch_size, config.data.seconds, size, devices.batch_sharding(mesh)
+    )
+    step = state.make_train_step(
+        model,
+        functools.partial(get_loss(config.model.name), **config.loss.to_dict()),
+        optimizer,
+        mesh,
+        normalization=get_normalization(config.model.backbone),
+        size=size,
+        alignment=config.data.alignment,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
+        frozen=frozen,
+    )
+    step = state.at_precision(step, config.matmul_precision)
+    names = sharding.name_numbers(step, sharding.WHOLE_BATCH, shapes, batch)
+    totals = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated(mesh)),
+        jax.eval_shape(state.make_empty_totals(names, mesh)),
+    )
+    compiled = sharding.compile_step(
+        state.count_steps(step), sharding.WHOLE_BATCH, mesh, shapes, totals, batch
+    )
+    return compiled, shapes
+
+
+def count_messages(program: str) -> dict[str, tuple[int, int]]:
+    """Of a compiled program's text: {kind of collective: (how many, bytes of their results)}.
+
+    Those inside a loop count once.
+    """
+    found: dict[str, list[int]] = {}
+    for result, kind in re.findall(rf"= (.*?) ({'|'.join(_KINDS)})(?:-start)?\(", program):
+        entry = found.setdefault(kind, [0, 0])
+        entry[0] += 1
+        # Of a tuple (input, output), which asynchronous gathers give, the larger is the result.
+        sizes = [
+            _WIDTHS.get(kind_of_number, 4) * math.prod(int(x) for x in shape.split(",") if x)
+            for kind_of_number, shape in re.findall(r"([a-z]\w*)\[([\d,]*)\]", result)
+        ]
+        entry[1] += max(sizes, default=0) if kind != "all-reduce" else sum(sizes)
+    return {kind: (count, size) for kind, (count, size) in found.items()}
+
+
+def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
+    """Compiles a training step for a slice and reckons what it costs.
+
+    Returns:
+      a dict of JSON's types; sizes in bytes, times in seconds, "a chip" where a name does not say
+      otherwise. "fits" is False, with "reason", where the compiler says that memory is too small.
+
+    Raises:
+      BadValueError: see `find_chips`; a batch or fsdp that does not divide; parallel="pmap".
+    """
+    chip, found = find_chips(topology)
+    mesh = devices.make_mesh(config.fsdp, found)
+    hosts = max(1, mesh.size // chip.per_host)
+    about = {
+        "topology": topology,
+        "chips": mesh.size,
+        "hosts": hosts,
+        "model": config.model.name,
+        "backbone": config.model.backbone,
+        "dtype": config.model.dtype,
+        "norm": config.model.norm,
+        "fsdp": config.fsdp,
+        "batch_size": config.batch_size,
+        "size": config.data.size,
+        "seconds": config.data.seconds,
+        "memory_there_is": chip.memory,
+    }
+    began = time.monotonic()
+    try:
+        compiled, shapes = compile_train_step(config, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return about | {"fits": False, "reason": _say_what_is_short(str(error))}
+    about["compile_seconds"] = time.monotonic() - began
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    messages = count_messages(compiled.as_text())
+    state_bytes = sum(
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+        for x in jax.tree.leaves(shapes)
+    )
+    about |= {
+        "fits": True,
+        "state": state_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "memory": memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
+        "flops": cost["flops"],
+        "bytes_touched": cost["bytes accessed"],
+        "messages": {kind: list(entry) for kind, entry in messages.items()},
+        "checkpoint": sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(shapes)),
+    }
+    return about | reckon(about, chip, config)
+
+
+def reckon(about: dict, chip: Chip, config: ml_collections.ConfigDict) -> dict:
+    """Times of a step between the two shares of the peak, and what hosts must deliver."""
+    passes = _PASSES.get(config.matmul_precision, 6)
+    touching = about["bytes_touched"] / (chip.bandwidth * EXPECTED["bandwidth"])
+    # A ring sends each byte of a sum twice, of a gather once; most of it while others compute.
+    sent = sum(
+        (2 if kind == "all-reduce" else 1) * size for kind, (_, size) in about["messages"].items()
+    )
+    sending = sent / (chip.wires * EXPECTED["wires"])
+    computing = [passes * about["flops"] / (chip.flops * share) for share in EXPECTED["flops"]]
+    slow, fast = (max(x, touching) + sending for x in computing)
+    clips = config.batch_size / slow, config.batch_size / fast
+    frames = config.data.seconds * config.data.size**2 * 3  # uint8, as pipelines hand them over
+    sound = config.data.seconds * 16_000 * 4
+    return {
+        "computing": computing[::-1],
+        "touching": touching,
+        "sending": sending,
+        "step_seconds": [fast, slow],
+        "clips_per_second": list(clips),
+        "clips_per_second_host": [x / about["hosts"] for x in clips],
+        "input_bytes_per_second_host": [x / about["hosts"] * (frames + sound) for x in clips],
+        "bound": max(
+            ("products", computing[1]),
+            ("memory", touching),
+            ("messages", sending),
+            key=lambda x: x[1],
+        )[0],
+    }
+
+
+def advise(about: dict) -> list[str]:
+    """What to set, one line each."""
+    if not about["fits"]:
+        return [
+            "does not fit: config.fsdp = a divisor of the chips shares the state; "
+            "config.model.remat='blocks' keeps fewer activations; config.accumulate=2 halves them; "
+            "or a smaller config.batch_size"
+        ]
+    lines = []
+    if about["memory"] > 0.9 * about["memory_there_is"]:
+        lines.append("fits barely: config.model.remat='blocks' or config.accumulate=2")
+    if about["memory"] < 0.4 * about["memory_there_is"]:
+        lines.append(f"room for config.batch_size={2 * about['batch_size']}")
+    if about["dtype"] == "float32":
+        lines.append("config.model.dtype='bfloat16' halves what activations take and move")
+    count, _ = about["messages"].get("all-reduce", (0, 0))
+    if count > 40 and about["norm"] == "global":
+        lines.append(
+            f"{count} messages of sums, most of them BatchNorm's: config.model.norm='per_device' "
+            "(as PyTorch's replicas) or 'frozen' has few"
+        )
+    return lines
+
+
+def make_lines(about: dict) -> list[str]:
+    """The plan as text."""
+    gib = 2**30
+    head = (
+        f"{about['model']} with {about['backbone']}, {about['dtype']}, {about['batch_size']} clips "
+        f"a step on {about['topology']} ({about['chips']} chips, {about['hosts']} hosts), "
+        f"fsdp={about['fsdp']}"
+    )
+    if not about["fits"]:
+        return [head, f"  {about['reason']}", *(f"  {line}" for line in advise(about))]
+    fast, slow = (1e3 * x for x in about["step_seconds"])
+    few, many = about["clips_per_second"]
+    low, high = (x / 1e6 for x in about["input_bytes_per_second_host"])
+    hosts, flops = about["hosts"], about["flops"] / 1e12
+    state, temporary, used, there = (
+        about[name] / gib for name in ("state", "temporary", "memory", "memory_there_is")
+    )
+    messages = ", ".join(
+        f"{count} {kind} of {size / 1e6:.1f} MB in all"
+        for kind, (count, size) in about["messages"].items()
+    )
+    rows = (
+        (
+            "memory a chip",
+            f"{used:.2f} of {there:.0f} GiB: state {state:.2f}, temporary {temporary:.2f}",
+        ),
+        ("a step, a chip", f"{flops:.2f} TFLOP, {about['bytes_touched'] / 1e9:.1f} GB touched"),
+        ("messages", messages or "none"),
+        ("expected", f"{fast:.1f} to {slow:.1f} ms a step, {few:.0f} to {many:.0f} clips/s"),
+        ("", f"bound by {about['bound']}, at {_say_assumptions()}"),
+        (
+            "input a host",
+            f"{few / hosts:.0f} to {many / hosts:.0f} clips/s, {low:.0f} to {high:.0f} MB/s raw",
+        ),
+        ("checkpoint", f"{about['checkpoint'] / 1e6:.0f} MB"),
+        ("compiled here in", f"{about['compile_seconds']:.0f} s"),
+        *(("to set", line) for line in advise(about)),
+    )
+    return [head, *(f"  {name:<18}{text}" for name, text in rows)]
+
+
+def _say_assumptions() -> str:
+    low, high = (round(100 * x) for x in EXPECTED["flops"])
+    return (
+        f"{low}-{high} % of the chip's products, {EXPECTED['bandwidth']:.0%} of its memory's and "
+        f"{EXPECTED['wires']:.0%} of its links' bandwidth"
+    )
+
+
+def _say_what_is_short(message: str) -> str:
+    """Of XLA's pages about memory the figure."""
+    found = re.search(r"[Uu]sed ([\d.]+\w+) of ([\d.]+\w+) hbm", message)
+    if found:
+        return f"needs {found[1]} of {found[2]} of a chip's memory"
+    return message.splitlines()[0][:200]

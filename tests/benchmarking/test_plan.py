@@ -1,0 +1,97 @@
+"""What a training step will cost elsewhere: counted in a program, reckoned, told."""
+
+import math
+
+import jax
+import pytest
+
+from avs_jax import devices, errors
+from avs_jax.benchmarking import plan
+from avs_jax.config import read_config
+from tests.test_train import TINY
+
+
+def make_config(**fields):
+    config = read_config("configs/quickstart.py:steps=4")
+    tiny = {name: x for name, x in TINY.items() if name.startswith("model.")}
+    for name, value in (tiny | {"data.size": 32, "batch_size": 8} | fields).items():
+        node = config
+        *path, last = name.split(".")
+        for part in path:
+            node = node[part]
+        with config.unlocked():
+            node[last] = (8, 8) if last == "head_widths" else value
+    return config
+
+
+def test_messages_are_counted_with_the_bytes_of_their_results():
+    program = """
+      %a = f32[8,4]{1,0} all-reduce(%x), replica_groups={}
+      %b = (f32[10]{0}, bf16[6,2]{1,0}) all-reduce(%y, %z), to_apply=%add
+      %c = (f32[2,3]{1,0}, f32[16,3]{1,0}) all-gather-start(%w), dimensions={0}
+      %d = f32[16,3]{1,0} all-gather-done(%c)
+      ROOT %e = s32[] add(%p, %q)
+    """
+    assert plan.count_messages(program) == {
+        "all-reduce": (2, 8 * 4 * 4 + 10 * 4 + 12 * 2),
+        "all-gather": (1, 16 * 3 * 4),
+    }
+
+
+def test_compiled_step_sums_the_gradients_of_what_learns_once():
+    config = make_config()
+    compiled, shapes = plan.compile_train_step(config, devices.make_mesh())
+    _, sent = plan.count_messages(compiled.as_text())["all-reduce"]
+    # Adam has two moments of each number that learns, and the averages one more.
+    moments = jax.tree.leaves(shapes.opt_state)
+    learning = sum(x.dtype.itemsize * math.prod(x.shape) for x in moments) / 2
+    assert learning <= sent <= 1.05 * learning + 20_000
+
+
+CHIP = plan.Chip(flops=100e12, bandwidth=1e12, wires=100e9, memory=16 * 2**30, per_host=4)
+ABOUT = {"flops": 10e12, "bytes_touched": 7e9, "messages": {"all-reduce": [3, 7e8]}, "hosts": 2}
+
+
+def test_time_is_the_longer_of_products_and_memory_and_then_the_messages():
+    found = plan.reckon(ABOUT, CHIP, make_config())
+    # 10 TFLOP at 50 and 40 % of 100 TFLOP/s; 0.7 GB twice at 70 % of 100 GB/s
+    assert found["step_seconds"] == pytest.approx([0.2 + 0.02, 0.25 + 0.02])
+    assert found["bound"] == "products"
+    assert found["clips_per_second_host"] == pytest.approx([8 / 0.27 / 2, 8 / 0.22 / 2])
+    busy = plan.reckon(ABOUT | {"bytes_touched": 700e9}, CHIP, make_config())
+    assert busy["step_seconds"] == pytest.approx([1.02, 1.02])
+    assert busy["bound"] == "memory"
+
+
+def test_exact_products_of_float32_take_six_passes():
+    exact = plan.reckon(ABOUT, CHIP, make_config(matmul_precision="highest"))
+    assert exact["step_seconds"] == pytest.approx([1.2 + 0.02, 1.5 + 0.02])
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v5e:axb", "v9:2x2", "h100:8"])
+def test_a_slice_that_cannot_be_is_refused(topology):
+    with pytest.raises(errors.BadValueError, match="wanted KIND:SHAPE with KIND of v4, v5e"):
+        plan.find_chips(topology)
+
+
+def test_pmap_cannot_be_planned():
+    with pytest.raises(errors.BadValueError, match="plan parallel='sharded'"):
+        plan.compile_train_step(make_config(parallel="pmap"), devices.make_mesh())
+
+
+def test_what_does_not_fit_is_told_with_what_to_set():
+    about = {
+        "model": "catr",
+        "backbone": "pvt_v2_b5",
+        "dtype": "float32",
+        "batch_size": 64,
+        "topology": "v5e:2x2",
+        "chips": 4,
+        "hosts": 1,
+        "fsdp": 1,
+        "fits": False,
+        "reason": "needs 21.5G of 15.75G of a chip's memory",
+    }
+    lines = plan.make_lines(about)
+    assert "needs 21.5G of 15.75G" in lines[1]
+    assert "config.fsdp" in lines[2] and "remat='blocks'" in lines[2]
