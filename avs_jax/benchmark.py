@@ -7,6 +7,7 @@
     python -m avs_jax.benchmark --model catr --backbone pvt_v2_b5 --field input_scale=2
     python -m avs_jax.benchmark --model avesformer --sweep size=224,320,448 batch=1,2,4,8
     python -m avs_jax.benchmark --model avesformer --train
+    python -m avs_jax.benchmark --plan v5e:4x4 --model catr --backbone pvt_v2_b5 --batch_size 64
 
 Machines differ and drift, so compare within one call: in every round each model runs once, in turn
 forwards and backwards, and times are medians over rounds after one that is not counted. Where the
@@ -25,6 +26,10 @@ the end.
 --sweep    size, batch and seconds in turn: cost = a * pixels^p, the p of time and of FLOPs.
 --train    a train step instead: AdamW, the sound backbone frozen, the loss at its defaults, on all
            devices; on several both as one program and as one per device (config.parallel).
+--plan     what training by configs/MODEL.py, or by --config FILE[:arguments], takes on a slice of
+           TPUs that is not here: its own compiler tells (pip install 'avs_jax[tpu]'; minutes), and
+           times are reckoned, with the assumptions beside them. --set NAME=VALUE: config fields.
+           Slices as Cloud TPU writes them: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1.
 """
 
 import argparse
@@ -32,6 +37,7 @@ import dataclasses
 import functools
 import json
 import re
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -81,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     about |= {k: getattr(args, k) for k in ("backbone", "audio_backbone", "size", "seconds")}
     about |= {"batch_size": args.batch_size, "dtype": args.dtype}
     shape = Shape(args.batch_size, args.seconds, args.size)
-    if args.train:
+    if args.plan:
+        about |= tell_plans(args)
+    elif args.train:
         about |= tell_steps(args, shape)
     elif args.sweep:
         about |= tell_growth(args, shape)
@@ -248,6 +256,22 @@ def tell_steps(args: argparse.Namespace, shape: Shape) -> dict:
     return {"devices": len(jax.devices()), "steps": rows}
 
 
+def tell_plans(args: argparse.Namespace) -> dict:
+    """Prints what training takes on a slice that is not here; the figures."""
+    from avs_jax.benchmarking import plan  # optax and all of training, for this alone
+
+    plans = []
+    for spec in args.config or [
+        f"configs/{name}.py:backbone={args.backbone}" for name in args.model.split(",")
+    ]:
+        fields = [f"batch_size={args.batch_size}", f"model.dtype={args.dtype}"]
+        config = plan.read_fields(spec, fields + args.set)
+        print(f"{spec} for {args.plan}: compiling", file=sys.stderr, flush=True)
+        plans.append(plan.plan_training(args.plan, config))
+        print("\n".join(plan.make_lines(plans[-1])), flush=True)
+    return {"plans": plans}
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m avs_jax.benchmark",
@@ -281,6 +305,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sweep", nargs="+", default=[], metavar="AXIS=N,N[,..]", help="size, batch, seconds"
     )
+    parser.add_argument("--plan", metavar="KIND:SHAPE", help="a slice of TPUs, see above")
+    parser.add_argument("--config", action="append", default=[], help="of --plan: FILE[:arguments]")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="of --plan: a config field"
+    )
     parser.add_argument("--clock", default="wall", help="wall, or cpu: of all cores")
     parser.add_argument(
         "--max_spread",
@@ -289,7 +318,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of rounds, in parts of their median: beyond it nothing is concluded (default: 0.2)",
     )
     args = parser.parse_args(argv)
-    chosen = [name for name in ("train", "sweep", "parts") if getattr(args, name)]
+    chosen = [name for name in ("plan", "train", "sweep", "parts") if getattr(args, name)]
     if len(chosen) > 1:
         raise errors.BadValueError(f"--{' and --'.join(chosen)}: one at a time.")
     sweep.parse_sweep(args.sweep)

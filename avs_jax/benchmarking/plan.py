@@ -6,12 +6,15 @@ run. How long that takes is then reckoned from what chips are sold to do and the
 expected (`EXPECTED`): a guess, with its assumptions printed beside it.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import re
 import time
+from collections.abc import Sequence
 
 import jax
 import ml_collections
@@ -19,6 +22,8 @@ from jax.sharding import Mesh
 
 from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
+from avs_jax.benchmarking.flops import count_flops
+from avs_jax.config import check_fields, read_config
 from avs_jax.models import get_loss
 from avs_jax.models.forward import init_shapes
 from avs_jax.training import freezing, optim, sharding, state
@@ -87,10 +92,33 @@ def find_chips(topology: str) -> tuple[Chip, list[jax.Device]]:
     return CHIPS[kind], list(found.devices)
 
 
+def read_fields(spec: str, fields: Sequence[str]) -> ml_collections.ConfigDict:
+    """A config file with fields set: "batch_size=64", "model.dtype=bfloat16".
+
+    Raises:
+      NotFoundError, UnknownNameError, BadValueError: as for the flags of `avs_jax.train`.
+    """
+    config = read_config(spec)
+    for text in fields:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise errors.BadValueError(f"--set {text!r}: wanted NAME=VALUE, e.g. fsdp=4.")
+        check_fields(config, [name])
+        with contextlib.suppress(json.JSONDecodeError):  # then it is a word
+            value = json.loads(value)
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
+            raise errors.BadValueError(f"--set {text}: {error}.") from error
+    return config
+
+
 def compile_train_step(
     config: ml_collections.ConfigDict, mesh: Mesh
-) -> tuple[jax.stages.Compiled, PyTree]:
-    """The program of a training step as `avs_jax.train` makes it, from shapes, and the state's."""
+) -> tuple[jax.stages.Compiled, PyTree, int]:
+    """The program of a training step as `avs_jax.train` makes it, from shapes; the state's shapes;
+    FLOPs of the step on all devices."""
     if config.parallel != "sharded":
         raise errors.BadValueError(
             f"parallel={config.parallel!r} cannot be planned: jax.pmap compiles for devices that "
@@ -148,7 +176,7 @@ def compile_train_step(
     compiled = sharding.compile_step(
         state.count_steps(step), sharding.WHOLE_BATCH, mesh, shapes, totals, batch
     )
-    return compiled, shapes
+    return compiled, shapes, count_flops(step, shapes, batch)
 
 
 def count_messages(program: str) -> dict[str, tuple[int, int]]:
@@ -198,7 +226,7 @@ def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
     }
     began = time.monotonic()
     try:
-        compiled, shapes = compile_train_step(config, mesh)
+        compiled, shapes, flops = compile_train_step(config, mesh)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -219,7 +247,7 @@ def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
         + memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
-        "flops": cost["flops"],
+        "flops": flops / mesh.size,
         "bytes_touched": cost["bytes accessed"],
         "messages": {kind: list(entry) for kind, entry in messages.items()},
         "checkpoint": sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(shapes)),

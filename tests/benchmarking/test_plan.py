@@ -40,12 +40,13 @@ def test_messages_are_counted_with_the_bytes_of_their_results():
 
 def test_compiled_step_sums_the_gradients_of_what_learns_once():
     config = make_config()
-    compiled, shapes = plan.compile_train_step(config, devices.make_mesh())
+    compiled, shapes, flops = plan.compile_train_step(config, devices.make_mesh())
     _, sent = plan.count_messages(compiled.as_text())["all-reduce"]
     # Adam has two moments of each number that learns, and the averages one more.
     moments = jax.tree.leaves(shapes.opt_state)
     learning = sum(x.dtype.itemsize * math.prod(x.shape) for x in moments) / 2
     assert learning <= sent <= 1.05 * learning + 20_000
+    assert flops > 0
 
 
 CHIP = plan.Chip(flops=100e12, bandwidth=1e12, wires=100e9, memory=16 * 2**30, per_host=4)
@@ -95,3 +96,22 @@ def test_what_does_not_fit_is_told_with_what_to_set():
     lines = plan.make_lines(about)
     assert "needs 21.5G of 15.75G" in lines[1]
     assert "config.fsdp" in lines[2] and "remat='blocks'" in lines[2]
+
+
+def test_fields_are_set_as_words_and_numbers():
+    spec = "configs/quickstart.py:steps=4"
+    config = plan.read_fields(spec, ["batch_size=64", "model.dtype=bfloat16", "fsdp=4"])
+    assert (config.batch_size, config.model.dtype, config.fsdp) == (64, "bfloat16", 4)
+
+
+@pytest.mark.parametrize(
+    "field, error",
+    [
+        ("batch_size", "wanted NAME=VALUE"),
+        ("batchsize=4", "unknown config field"),
+        ("batch_size=many", "--set batch_size=many"),
+    ],
+)
+def test_a_field_that_cannot_be_set_is_one_line(field, error):
+    with pytest.raises(errors.InputError, match=error):
+        plan.read_fields("configs/quickstart.py:steps=4", [field])
