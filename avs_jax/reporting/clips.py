@@ -19,7 +19,7 @@ from avs_jax.types import PyTree
 # Bounds of what a page holds, whatever the data set.
 EACH = 4  # clips at either end
 _MOST_SECONDS = 10  # the first of a clip
-_CELL = 160  # pixels, the width of a picture
+CELL = 160  # pixels, the width of a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,20 @@ class Shown:
 
 
 def choose(records: Records, each: int = EACH) -> tuple[list[int], list[int]]:
-    """Places of the best clips, best first, and of the worst, worst first; none is in both."""
+    """Places of the best clips, best first, and of the worst, worst first; none is in both.
+
+    The best are of those in which something sounds, if there are any: silence is easily right.
+    """
     scores = modes.clip_scores(records)
     order = np.argsort(-scores, kind="stable")  # NaN last
     order = order[: int(np.isfinite(scores).sum())].tolist()
     worst = order[::-1][: min(each, len(order) // 2)]
-    return order[: min(each, len(order) - len(worst))], worst
+    rest = [place for place in order if place not in worst]
+    if records.kind == "binary":
+        sounding = (records.use & ~records["empty"]).any(1)
+    else:
+        sounding = (records.use & (records["labelled"][..., 1:] > 0).any(2)).any(1)
+    return ([place for place in rest if sounding[place]] or rest)[:each], worst
 
 
 def run(
@@ -107,7 +115,7 @@ def make_card(shown: Shown, class_names: Sequence[str] | None) -> str:
         for name, cells in rows.items()
     )
     heard = drawing.draw_spectrogram(
-        shown.example["waveform"], len(seconds), 64, len(seconds) * _CELL
+        shown.example["waveform"], len(seconds), 64, len(seconds) * CELL
     )
     body += (
         f"<tr><th scope=row>sound</th><td colspan={len(seconds)}>"
@@ -148,9 +156,9 @@ def _tell_classes(shown, label, class_names, colours) -> str:
 
 def _shrink(frame: np.ndarray) -> np.ndarray:
     """To the width of a cell; small pictures of test data become larger."""
-    height = max(1, min(round(frame.shape[0] * _CELL / frame.shape[1]), 2 * _CELL))
-    how = cv2.INTER_AREA if frame.shape[1] > _CELL else cv2.INTER_CUBIC
-    return cv2.resize(frame, (_CELL, height), interpolation=how)
+    height = max(1, min(round(frame.shape[0] * CELL / frame.shape[1]), 2 * CELL))
+    how = cv2.INTER_AREA if frame.shape[1] > CELL else cv2.INTER_CUBIC
+    return cv2.resize(frame, (CELL, height), interpolation=how)
 
 
 def _img(picture: np.ndarray, text: str) -> str:

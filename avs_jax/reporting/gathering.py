@@ -71,7 +71,7 @@ def draw_inside(
         clip, other = (
             fit.map(source[i]) for i in (place, (place + len(source) // 2) % len(source))
         )
-        sample = inside.Sample(clip, other, network)
+        sample = inside.Sample(clip, other, network, width=clips.CELL)
         drawn += [(clip["id"], kind, draw(network, sample)) for kind, draw in kinds.items()]
     return drawn, ""
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from avs_jax import errors
 from avs_jax.backbones import get_normalization
-from avs_jax.data import SAMPLE_RATE
+from avs_jax.data import SAMPLE_RATE, transforms
 from avs_jax.media import drawing
 from avs_jax.models import catr
 from avs_jax.models.forward import model_inputs
@@ -75,11 +75,15 @@ class Network:
 
 @dataclasses.dataclass
 class Sample:
-    """A clip in the pictures, another one whose sound it may be given, and what runs it."""
+    """A clip in the pictures, another one whose sound it may be given, and what runs it.
+
+    width: of a frame in the pictures of the inside, pixels, where it has more; None: as it is.
+    """
 
     clip: dict
     other: dict
     run: Callable[[dict], PyTree]
+    width: int | None = None
 
     @functools.cached_property
     def outputs(self) -> PyTree:
@@ -88,8 +92,13 @@ class Sample:
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """Frames and truth of the seconds that exist."""
-        seconds = self.seconds
-        return self.clip["frames"][:seconds], self.clip["label"][:seconds]
+        frames, label = (self.clip[name][: self.seconds] for name in ("frames", "label"))
+        height, width = frames.shape[1:3]
+        if self.width is None or width <= self.width:
+            return frames, label
+        height = max(1, height * self.width // width)
+        frames = transforms.resize_frames(frames, height, self.width)
+        return frames, transforms.resize_masks(label, height, self.width)
 
     @property
     def seconds(self) -> int:

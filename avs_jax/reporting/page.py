@@ -273,8 +273,9 @@ def _clips(content: Content) -> str:
     ]
     return "".join(parts) and (
         "<p class=note>By the mean IoU over a clip's frames; where nothing sounds, that is the "
-        "share of the frame left blank. Pictures that do not fit scroll sideways. The sound is "
-        "what the model hears, 16 kHz mono.</p>" + "".join(parts)
+        "share of the frame left blank. The best are of those in which something sounds, if there "
+        "are any. Pictures that do not fit scroll sideways. The sound is what the model hears, 16 "
+        "kHz mono.</p>" + "".join(parts)
     )
 
 

@@ -24,6 +24,8 @@ def test_clip_is_shown_as_long_as_it_is():
     }
     sample = inside.Sample(clip, clip, dict)
     assert [x.shape[0] for x in sample.known()] == [3, 3]
+    smaller = inside.Sample(clip, clip, dict, width=2)
+    assert [x.shape for x in smaller.known()] == [(3, 2, 2, 3), (3, 2, 2)]
 
 
 def test_masks_of_one_class_begin_at_the_model_s_own_threshold():

@@ -154,6 +154,18 @@ def test_no_clip_is_among_the_best_and_the_worst(number, best, worst):
     assert len({*found[0], *found[1]}) == best + worst
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+def test_best_clips_are_of_those_in_which_something_sounds(classes):
+    label = np.zeros((5, 1, 4, 4), np.int32)
+    label[2:, :, :2] = 1
+    marked = label.copy()
+    marked[2:, :, 0] = 0  # half of what sounds; silent clips are all right
+    logits = marked * 2.0 - 1.0 if classes == 1 else 9.0 * np.eye(classes)[marked]
+    best, worst = clips.choose(make_records(logits, label))
+    assert len(best) == 1 and len(worst) == 2 and set(best + worst) == {2, 3, 4}
+    assert clips.choose(make_records(logits[:2], label[:2])) == ([0], [1])
+
+
 def test_clip_without_a_label_is_not_chosen():
     records = records_of(3)
     kept = records.only(clips=np.array([True, False, True]))
