@@ -39,7 +39,7 @@ python -m avs_jax.data.sounding_shapes.build --subset ms3 --data_dir "$data_dir"
 # The network of configs/quickstart.py, whose own form is the first.
 small=(--model avesformer --backbone small_resnet --audio_backbone audio_cnn --size 96 --runs 15
   --field dim=64 --field num_heads=4 --field pqg_layers=1 --field pqg_hidden=256
-  --field norm_groups=8)
+  --field norm_groups=8 --field "head_widths=[32,16]")
 forms=(
   "eighth:decoder_stride=8 refine=[] early_stages=1 late_stages=2 late_hidden=256"
   "eighth_narrow:decoder_stride=8 refine=[] early_stages=1 late_stages=2 late_hidden=128"
@@ -67,7 +67,7 @@ for form in "${forms[@]}"; do
     python -m avs_jax.evaluate --checkpoint "$folder/run" --split test --data_dir "$data_dir" \
       --output "$folder"
   }
-  python -m avs_jax.benchmark "${small[@]}" --field "head_widths=[32,16]" "${flags[@]}" |
+  python -m avs_jax.benchmark "${small[@]}" "${flags[@]}" |
     tail -n 1 >"$folder/benchmark.json"
 done
 

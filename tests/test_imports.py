@@ -58,7 +58,7 @@ LAZY = {
     ("avs_jax.exporting.runtimes", "openvino"): "180 MB, for a comparison",
     ("avs_jax.benchmarking.timing", "resource"): "does not exist on Windows",
     ("avs_jax.benchmark", "avs_jax.benchmarking.plan"): "what runs a model needs no training",
-    ("avs_jax.benchmarking.plan", "jax.experimental.topologies"): "reads what libtpu is told",
+    ("avs_jax.benchmarking.plan", "jax.experimental"): "reads what libtpu is told",
     ("avs_jax.benchmark", "avs_jax.benchmarking.steps"): "what runs a model needs no training",
     ("avs_jax.benchmark", "avs_jax.training.sharding"): "what runs a model needs no training",
 }

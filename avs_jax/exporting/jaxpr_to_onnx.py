@@ -9,7 +9,7 @@ branch for platforms that have no name. What no table knows is refused.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -74,6 +74,7 @@ class Writer:
     def __init__(self, graph: Graph):
         self._graph = graph
         self._made: dict[Tensor, Made] = {}
+        self._within: list[str] = []  # modules whose jitted functions are being written
 
     def run(self, closed: ClosedJaxpr | Jaxpr, values: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr for these inputs."""
@@ -94,7 +95,10 @@ class Writer:
     def _equation(self, equation, values: list[Value]) -> list[Value]:
         name, params = equation.primitive.name, equation.params
         if name in CALLS:
-            return self.run(params[CALLS[name]], values)
+            self._within.append(str(equation.source_info.name_stack))
+            found = self.run(params[CALLS[name]], values)
+            self._within.pop()
+            return found
         if name == "platform_index":
             return [np.asarray(pick_platform(params["platforms"]), np.int32)]
         if name == "cond" and isinstance(values[0], np.ndarray):
@@ -106,14 +110,15 @@ class Writer:
             found = self._write(equation, values)
         except operators.Unsupported as error:
             raise errors.BadValueError(
-                f"{name} ({error}) {place(equation)} cannot be written as ONNX; "
+                f"{name} ({error}) {place(equation, self._within)} cannot be written as ONNX; "
                 "export to .npz instead."
             ) from error
         self._made |= {x: Made(name, values) for x in found if isinstance(x, Tensor)}
         return found
 
     def _write(self, equation, values: list[Value]) -> list[Value]:
-        name, params, graph = equation.primitive.name, equation.params, self._graph
+        name, graph = equation.primitive.name, self._graph
+        params = {key: with_plain_numbers(value) for key, value in equation.params.items()}
         avals = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.outvars]
         out = avals if equation.primitive.multiple_results else avals[0]
         if name == "scan":
@@ -215,6 +220,13 @@ def check_parameters(function: Callable, *values, **params) -> None:
         raise operators.Unsupported(str(error)) from error
 
 
+def with_plain_numbers(param: Any) -> Any:
+    """A parameter of an operation; axes are ints, of which jax has some as NumPy's."""
+    if type(param) is tuple:
+        return tuple(map(with_plain_numbers, param))
+    return int(param) if isinstance(param, np.integer) else param
+
+
 def is_zero(value: Value) -> bool:
     return isinstance(value, np.ndarray) and not value.any()
 
@@ -244,7 +256,7 @@ def evaluate(equation, values: list[np.ndarray]) -> list[np.ndarray]:
     return list(map(np.asarray, found if primitive.multiple_results else [found]))
 
 
-def place(equation) -> str:
-    """Where in the model an operation comes from: the names of modules, and a line of code."""
-    modules = str(equation.source_info.name_stack)
+def place(equation, within: Sequence[str]) -> str:
+    """Where in the model an operation comes from: the names of modules."""
+    modules = "/".join(filter(None, [*within, str(equation.source_info.name_stack)]))
     return f"in {modules}" if modules else "outside of modules"

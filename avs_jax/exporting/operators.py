@@ -85,6 +85,12 @@ def _erfc(graph, out):
     return lambda x: graph.node("Sub", one, graph.node("Erf", x))
 
 
+def _log1p(graph, out):
+    # Of numbers below 1e-7 it is 0: an error as small as what rounding does to larger ones.
+    one = graph.constant(np.ones((), out.dtype))
+    return lambda x: graph.node("Log", graph.node("Add", x, one))
+
+
 def _select(graph, out):
     return lambda which, no, yes: graph.node("Where", which, yes, no)
 
@@ -111,6 +117,7 @@ ELEMENTWISE = {
     "gt": _node("Greater"),
     "le": _node("LessOrEqual"),
     "log": _node("Log"),
+    "log1p": _log1p,
     "logistic": _node("Sigmoid"),
     "lt": _node("Less"),
     "max": _node("Max"),

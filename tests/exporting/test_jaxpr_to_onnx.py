@@ -104,6 +104,7 @@ FUNCTIONS = {
     ),
     "mapped": lambda x: lax.map(jax.checkpoint(lambda row: row @ row.T), x[:, 0]),
     "scanned backwards": running,
+    "softplus": lambda x: jax.nn.softplus(10 * x),
     "logarithms and powers": lambda x: jnp.log(jnp.abs(x) + 0.01) + x**3 + jnp.abs(x) ** 0.3,
     "trigonometry": lambda x: jnp.sin(x) * jnp.cos(3 * x) + jnp.tanh(x) + jax.nn.sigmoid(x),
     "rounding": lambda x: jnp.round(x * 2) / 2 + jnp.floor(x) - jnp.ceil(x * 3),
@@ -204,7 +205,7 @@ REFUSED = {
     r"conv_general_dilated \(lhs_dilation": transposed_conv,
     r"exp \(accuracy\)": lambda x: lax.exp(x, accuracy=lax.AccuracyMode.HIGHEST),
     r"pad \(padding between elements\)": lambda x: lax.pad(x, 0.0, [(0, 0, 1)] * 4),
-    r"gather \(parts of axes\)": lambda x: jax.vmap(
+    r"gather \(more than one element of an axis\)": lambda x: jax.vmap(
         lambda row, i: lax.dynamic_slice(row, (i,), (2,))
     )(x[0, 0], (x[0, 0, :, 0] * 2).astype(int)),
     r"reduce_window_max \(base_dilation\)": lambda x: lax.reduce_window(
