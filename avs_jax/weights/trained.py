@@ -267,7 +267,7 @@ def check_same_model(config: ml_collections.ConfigDict, saved: dict, where: str)
 
     A field that did not exist when the run was saved is there what it was before, or its default.
     """
-    here = json.loads(config.to_json())["model"]
+    here = json.loads(json.dumps(_complete(json.loads(config.to_json())["model"])))
     network = MODELS[here["name"]][1] if here["name"] in MODELS else None
     defaults = {f.name: f.default for f in dataclasses.fields(network)} if network else {}
     there = {name: defaults[name] for name in here if name in defaults} | _complete(saved["model"])

@@ -22,6 +22,8 @@ FIELDS = {
     "early_stages": 1,
     "late_stages": 1,
     "late_hidden": 8,
+    "decoder_stride": 8,
+    "refine": (),
     "head_widths": (8, 8),
     "norm_groups": 4,
 }
