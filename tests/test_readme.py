@@ -65,6 +65,7 @@ def text_of(path):
 def split(rest):
     """The arguments of a command, up to what is no more of it."""
     rest = re.split(r"`|\s#\s|\s{4,}|\s[|&;>]|;|\n", rest, maxsplit=1)[0]
+    rest = re.sub(r'"?\$\{\w+\[@\]\}"?', "", rest)  # its script's own list
     rest = re.sub(r"\[(.*?)\]", r"\1", rest) if "[" in rest and "[:" not in rest else rest
     rest = re.sub(r'"?\$@"?', "", rest)
     rest = re.sub(r"\$\{?\w+\}?", "1", rest)
