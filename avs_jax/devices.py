@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from avs_jax import errors, hosts
@@ -59,10 +58,6 @@ def start_jax(job: hosts.Job | None = None) -> None:
         # Caches that XLA keeps for GPUs: their path is a part of each program's key, so that a
         # folder that was moved, or is mounted elsewhere, would hit nothing.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-        if job:
-            # Gloo gives processes 30 seconds to find each other when they first meet, and would do
-            # so in the first step, to which one may come that much later: it compiles before.
-            multihost_utils.sync_global_devices("start")
 
 
 def make_mesh(

@@ -25,6 +25,7 @@ from absl import app, flags
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
+from orbax.checkpoint import multihost
 
 from avs_jax import devices, errors, hosts, paths, peers
 from avs_jax.backbones import get_normalization
@@ -284,6 +285,9 @@ def run(config, workdir, mesh, held, stop, profile_steps, others, at_end):
             logs.say(f"no better than at step {checkpoints.best_step}: done")
 
     # ---------------------------------------------------------------- loop
+    # On CPUs Gloo gives up where one process comes to a program's first run 30 seconds later than
+    # another; until here they compiled for as long as they needed.
+    multihost.get_barrier_sync_fn()(key="first_step", timeout_ms=3_600_000)
     logs.say(f"ready after {time.monotonic() - started:.1f} s; steps {start + 1} to {steps}")
     progress = Progress(
         logs,
