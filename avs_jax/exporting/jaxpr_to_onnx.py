@@ -156,14 +156,18 @@ class Writer:
         jaxpr,
         length,
         reverse,
-        num_consts,
-        num_carry,
         unroll,
+        num_consts=None,
+        num_carry=None,
         linear=None,
         _split_transpose=False,
+        ft_in=None,
+        ft_out=None,
     ) -> list[Value]:
         """`lax.scan` as ONNX's Scan; its body reads what does not change from outside."""
         graph = self._graph
+        if ft_in is not None:  # since jax 0.12: trees of constants, carry and slices
+            num_consts, num_carry, _ = map(len, ft_in.unpack())
         constants, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
         slices = values[num_consts + num_carry :]
         inside = [graph.tensor(graph.name("carry"), x.dtype, x.shape) for x in carry]
@@ -173,7 +177,7 @@ class Writer:
         with graph.body() as nodes:
             found = [graph.plain(x) for x in self.run(jaxpr, [*constants, *inside])]
             found = [graph.node("Identity", name) for name in found]
-        shapes = [x.aval for x in jaxpr.jaxpr.outvars]
+        shapes = [x.aval for x in getattr(jaxpr, "jaxpr", jaxpr).outvars]
         body = helper.make_graph(
             nodes,
             graph.name("body"),

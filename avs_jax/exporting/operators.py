@@ -298,6 +298,13 @@ def split(graph: Graph, out: Sequence[Out], x: Tensor, *, sizes, axis) -> list[T
     ]
 
 
+def unstack(graph: Graph, out: Sequence[Out], x: Tensor, *, axis) -> list[Tensor]:
+    """A primitive since jax 0.12."""
+    shape = [1 if i == axis else n for i, n in enumerate(x.shape)]
+    slices = (_slice(graph, x, {axis: (i, i + 1, 1)}, shape) for i in range(len(out)))
+    return [reshape(graph, part, one) for part, one in zip(out, slices, strict=True)]
+
+
 def rev(graph: Graph, out: Out, x: Tensor, *, dimensions) -> Tensor:
     cuts = {axis: (-1, np.iinfo(np.int64).min, -1) for axis in dimensions}
     return _slice(graph, x, cuts, out.shape)
@@ -387,4 +394,5 @@ OTHER = {
     "stop_gradient": same,
     "tile": tile,
     "transpose": transpose,
+    "unstack": unstack,
 }

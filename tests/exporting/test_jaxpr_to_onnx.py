@@ -104,6 +104,7 @@ FUNCTIONS = {
     ),
     "mapped": lambda x: lax.map(jax.checkpoint(lambda row: row @ row.T), x[:, 0]),
     "scanned backwards": running,
+    "unstacked": lambda x: jnp.stack(list(jnp.unstack(x, axis=1))[::-1], axis=-1),
     "softplus": lambda x: jax.nn.softplus(10 * x),
     "logarithms and powers": lambda x: jnp.log(jnp.abs(x) + 0.01) + x**3 + jnp.abs(x) ** 0.3,
     "trigonometry": lambda x: jnp.sin(x) * jnp.cos(3 * x) + jnp.tanh(x) + jax.nn.sigmoid(x),
