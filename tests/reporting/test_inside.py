@@ -52,6 +52,8 @@ def test_attention_of_prompts_is_what_the_last_stage_mixes(fill_variables):
         early_stages=0,
         late_stages=2,
         late_hidden=16,
+        decoder_stride=8,
+        refine=(),
         head_widths=(8, 8),
         norm_groups=4,
     )
