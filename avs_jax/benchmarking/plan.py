@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
 from avs_jax.benchmarking.flops import count_flops
+from avs_jax.benchmarking.messages import count_messages
 from avs_jax.config import check_fields, read_config
 from avs_jax.models import get_loss
 from avs_jax.models.forward import init_shapes
@@ -54,8 +55,6 @@ CHIPS = {
 EXPECTED = {"flops": (0.4, 0.5), "bandwidth": 0.7, "wires": 0.7}
 # Products of bfloat16 that stand for one of float32, by config.matmul_precision.
 _PASSES = {None: 1, "default": 1, "high": 3, "highest": 6}
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_WIDTHS = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
 # What libtpu asks of machines that have no TPU.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -177,24 +176,6 @@ def compile_train_step(
         state.count_steps(step), sharding.WHOLE_BATCH, mesh, shapes, totals, batch
     )
     return compiled, shapes, count_flops(step, shapes, batch)
-
-
-def count_messages(program: str) -> dict[str, tuple[int, int]]:
-    """Of a compiled program's text: {kind of collective: (how many, bytes of their results)}.
-
-    Those inside a loop count once.
-    """
-    found: dict[str, list[int]] = {}
-    for result, kind in re.findall(rf"= (.*?) ({'|'.join(_KINDS)})(?:-start)?\(", program):
-        entry = found.setdefault(kind, [0, 0])
-        entry[0] += 1
-        # Of a tuple (input, output), which asynchronous gathers give, the larger is the result.
-        sizes = [
-            _WIDTHS.get(kind_of_number, 4) * math.prod(int(x) for x in shape.split(",") if x)
-            for kind_of_number, shape in re.findall(r"([a-z]\w*)\[([\d,]*)\]", result)
-        ]
-        entry[1] += max(sizes, default=0) if kind != "all-reduce" else sum(sizes)
-    return {kind: (count, size) for kind, (count, size) in found.items()}
 
 
 def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:

@@ -1,6 +1,5 @@
 """A train step as it is benchmarked, in each of the modes of `config.parallel`."""
 
-import re
 import time
 
 import jax
@@ -11,16 +10,13 @@ import numpy as np
 from avs_jax import devices
 from avs_jax.backbones import get_normalization
 from avs_jax.benchmarking.flops import count_flops
+from avs_jax.benchmarking.messages import count_messages
 from avs_jax.benchmarking.variant import Shape
 from avs_jax.models import get_loss, get_model
 from avs_jax.models.forward import init_shapes
 from avs_jax.training import freezing, optim, sharding, state
 
 _FREEZE = ("audio_backbone/.*",)  # as all three papers train
-_COLLECTIVE = re.compile(
-    r" = (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-_ARRAY = re.compile(r"[a-z]+(\d+)\[([\d,]*)\]")
 
 
 class Step:
@@ -78,22 +74,14 @@ class Step:
         memory = self._step.memory_analysis()
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes
         peak = held - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+        messages = count_messages(self._step.as_text())
         return {
             "step": self.label,
             "gflops": self.flops / 1e9,
             "peak_megabytes": peak / 1e6,
-            "collective_megabytes": count_collective_bytes(self._step.as_text()) / 1e6,
+            "collective_megabytes": sum(size for _, size in messages.values()) / 1e6,
             "compile_seconds": self._compile_seconds,
         }
-
-
-def count_collective_bytes(text: str) -> int:
-    """What collectives give each device in one run of a compiled program; in a loop, one round."""
-    total = 0
-    for given in _COLLECTIVE.findall(text):
-        for bits, shape in _ARRAY.findall(given):
-            total += int(bits) * np.prod([int(x) for x in shape.split(",") if x], dtype=int) // 8
-    return int(total)
 
 
 def _make_batch(shapes: dict[str, jax.ShapeDtypeStruct], num_classes: int) -> dict[str, jax.Array]:
