@@ -27,13 +27,25 @@ def quiet_libraries() -> None:
         # after the program's own last line, and by its threads, with their stack traces.
         getLogger("asyncio").setLevel(CRITICAL)
         logging.get_absl_logger().addFilter(_without_trace_of_orbax)
-        sys.excepthook = _tell_unless_loop_is_closed
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _tell_unless_loop_is_closed
+        if sys.unraisablehook is sys.__unraisablehook__:  # else another's, e.g. pytest's
+            sys.unraisablehook = _tell_unraisable_unless_loop_is_closed
+
+
+def _is_of_closed_loop(error: BaseException | None) -> bool:
+    """TensorStore's threads bring results of writing to who has given up after the first error."""
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def _tell_unless_loop_is_closed(kind, error, trace) -> None:
-    """TensorStore's threads bring results of writing to who has given up after the first error."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    if not _is_of_closed_loop(error):
         sys.__excepthook__(kind, error, trace)
+
+
+def _tell_unraisable_unless_loop_is_closed(unraisable) -> None:
+    if not _is_of_closed_loop(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _without_trace_of_orbax(record: LogRecord) -> bool:

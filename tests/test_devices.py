@@ -48,3 +48,18 @@ def test_a_compile_cache_that_was_moved_is_still_hit(tmp_path):
     assert hits(tmp_path / "here") == 0
     (tmp_path / "here").rename(tmp_path / "there")
     assert hits(tmp_path / "there") > 0
+
+
+def test_quiet_libraries_hides_a_closed_loop_and_no_other_error():
+    program = (
+        "from avs_jax import devices\n"
+        "class Raises:\n"
+        "    def __init__(self, text): self.text = text\n"
+        "    def __del__(self): raise RuntimeError(self.text)\n"
+        "devices.quiet_libraries()\n"
+        "Raises('Event loop is closed')\n"  # as TensorStore does
+        "Raises('something else')\n"
+        "raise RuntimeError('Event loop is closed')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", program], stderr=-1, text=True).stderr
+    assert "something else" in told and told.count("Traceback") == 1
