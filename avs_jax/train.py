@@ -33,8 +33,7 @@ from avs_jax.config import check_fields, flatten_config, read_config
 from avs_jax.data import load_class_names, open_split, pipeline, transforms
 from avs_jax.devices import quiet_libraries
 from avs_jax.media.partial import write_whole
-from avs_jax.models import get_loss
-from avs_jax.models.forward import count_params, init_shapes
+from avs_jax.models.forward import count_params
 from avs_jax.scoring.evaluators import Evaluator, split_name
 from avs_jax.scoring.views import make_network
 from avs_jax.training import freezing, lock, optim, sharding, state
@@ -42,11 +41,11 @@ from avs_jax.training.checkpoints import Checkpoints
 from avs_jax.training.logs import Logs
 from avs_jax.training.pictures import ValidationPictures
 from avs_jax.training.profiling import Profile
+from avs_jax.training.program import plan_program
 from avs_jax.training.progress import MAX_IN_FLIGHT, Progress
 from avs_jax.training.remembered import Remembered
 from avs_jax.training.stopping import Stop, StoppedError
 from avs_jax.weights import merge_init, trained
-from avs_jax.weights.trained import build_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file[:arguments]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
@@ -137,31 +136,8 @@ def run(config, workdir, mesh, held, stop, profile_steps, others, at_end):
     clips = devices.batch_sharding(mesh)
 
     # ---------------------------------------------------------------- model and state
-    collectives = sharding.make_collectives(config)
-    norm_devices = mesh.size if collectives.axis is None else 1  # that a step's batch lies on
-    model = build_model(config, norm_devices=norm_devices)
-    params = init_shapes(model, config.data.seconds, config.data.size)["params"]
-    frozen = freezing.find_frozen(params, config.optimizer.freeze, config.model.norm)
-    model = build_model(config, norm_devices=norm_devices, frozen=frozen.modules)
-    settings = config.optimizer.to_dict()
-    schedule = optim.make_schedule(
-        settings.pop("learning_rate"),
-        steps,
-        warmup_steps=settings.pop("warmup_steps"),
-        decay=settings.pop("decay"),
-    )
-    optimizer = optim.make_optimizer(params, schedule, **settings)
-    create_state, state_shapes = state.plan_state(
-        model,
-        optimizer,
-        mesh,
-        seconds=config.data.seconds,
-        size=config.data.size,
-        seed=config.seed,
-        ema_decay=config.ema_decay,
-        frozen=frozen,
-        sharding_rules=config.sharding_rules,
-    )
+    program = plan_program(config, mesh, steps)
+    model, params, frozen = program.model, program.params, program.frozen
     learning, _ = freezing.split(params, frozen.params)
     if memory:
         memory.check(frozen)
@@ -169,13 +145,13 @@ def run(config, workdir, mesh, held, stop, profile_steps, others, at_end):
     logs.say(f"{config.model.name}: {numbers}")
 
     # ---------------------------------------------------------------- go on, or start
-    train_state = checkpoints.restore(state_shapes, batches)
+    train_state = checkpoints.restore(program.state_shapes, batches)
     if train_state is not None:
         logs.say(f"going on at step {int(train_state.step)} of {steps}")
         for line in checkpoints.changed:
             logs.say(f"changed since: {line}")
     else:
-        train_state = create_state()
+        train_state = program.create_state()
         given = {name: path for name, path in config.init_from.items() if path}
         if given:
             variables, report = merge_init(
@@ -200,10 +176,9 @@ def run(config, workdir, mesh, held, stop, profile_steps, others, at_end):
         write_whole(workdir / "config.json", config.to_json(indent=2) + "\n")
 
     # ---------------------------------------------------------------- steps, compiled ahead
-    normalization = get_normalization(config.model.backbone)
     if memory:
+        normalization = get_normalization(config.model.backbone)
         memory.fill(model, train_state.variables(), normalization, logs.say)
-    model_loss = functools.partial(get_loss(config.model.name), **config.loss.to_dict())
     size_schedule = config.size_schedule or ((0, config.data.size),)
     batch_shapes = state.batch_shapes(
         config.batch_size, config.data.seconds, config.data.size, clips
@@ -212,28 +187,11 @@ def run(config, workdir, mesh, held, stop, profile_steps, others, at_end):
         batch_shapes = memory.shapes(config.batch_size, clips)
     compiled = {}
     for first, size in size_schedule:
-        step_fn = state.make_train_step(
-            model,
-            model_loss,
-            optimizer,
-            mesh,
-            normalization=normalization,
-            size=size,
-            alignment=config.data.alignment,
-            seed=config.seed,
-            accumulate=config.accumulate,
-            ema_decay=config.ema_decay,
-            frozen=frozen,
-            collectives=collectives,
-        )
-        step_fn = state.at_precision(step_fn, config.matmul_precision)
-        names = sharding.name_numbers(step_fn, collectives, state_shapes, batch_shapes)
-        empty_totals = state.make_empty_totals(names, mesh)
+        step_fn = program.make_step(size)
+        empty_totals = program.make_empty_totals(step_fn, batch_shapes)
         totals = empty_totals()
         began = time.monotonic()
-        compiled[first] = sharding.compile_step(
-            state.count_steps(step_fn), collectives, mesh, train_state, totals, batch_shapes
-        )
+        compiled[first] = program.compile_step(step_fn, train_state, totals, batch_shapes)
         logs.say(f"train step for {size} x {size} compiled in {time.monotonic() - began:.1f} s")
         if stop.is_set():
             logs.say("SIGTERM: nothing new to save; the same command goes on from here")
@@ -294,7 +252,7 @@ def run(config, workdir, mesh, held, stop, profile_steps, others, at_end):
         start=start,
         steps=steps,
         batch_size=config.batch_size,
-        rates=jax.device_get(jax.vmap(schedule)(jnp.arange(steps))),
+        rates=jax.device_get(jax.vmap(program.schedule)(jnp.arange(steps))),
         seconds_before=trained.last_value(logs.path, "train/seconds") or 0.0,
     )
     at_end.callback(progress.close)  # before an error is told: its line is the last one

@@ -8,7 +8,6 @@ expected (`EXPECTED`): a guess, with its assumptions printed beside it.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -21,15 +20,12 @@ import ml_collections
 from jax.sharding import Mesh
 
 from avs_jax import devices, errors
-from avs_jax.backbones import get_normalization
 from avs_jax.benchmarking.flops import count_flops
 from avs_jax.benchmarking.messages import count_messages
 from avs_jax.config import check_fields, read_config
-from avs_jax.models import get_loss
-from avs_jax.models.forward import init_shapes
-from avs_jax.training import freezing, optim, sharding, state
+from avs_jax.training import state
+from avs_jax.training.program import plan_program
 from avs_jax.types import PyTree
-from avs_jax.weights.trained import build_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,57 +120,23 @@ def compile_train_step(
             "are here alone; plan parallel='sharded'."
         )
     devices.check_batch_size(config.batch_size, mesh)
-    # By platform they would be chosen for the machine that compiles.
-    regime = {"two_pass_variance": bool(config.model.two_pass_variance)}
-    model = build_model(config, norm_devices=mesh.size, **regime)
-    size = config.data.size
-    params = init_shapes(model, config.data.seconds, size)["params"]
-    frozen = freezing.find_frozen(params, config.optimizer.freeze, config.model.norm)
-    model = build_model(config, norm_devices=mesh.size, frozen=frozen.modules, **regime)
-    settings = config.optimizer.to_dict()
-    rate = optim.make_schedule(
-        settings.pop("learning_rate"),
-        config.steps or 10_000,
-        warmup_steps=settings.pop("warmup_steps"),
-        decay=settings.pop("decay"),
-    )
-    optimizer = optim.make_optimizer(params, rate, **settings)
-    _, shapes = state.plan_state(
-        model,
-        optimizer,
+    # By platform it would be chosen for the machine that compiles.
+    program = plan_program(
+        config,
         mesh,
-        seconds=config.data.seconds,
-        size=size,
-        seed=config.seed,
-        ema_decay=config.ema_decay,
-        frozen=frozen,
-        sharding_rules=config.sharding_rules,
+        config.steps or 10_000,
+        two_pass_variance=bool(config.model.two_pass_variance),
     )
+    size, shapes = config.data.size, program.state_shapes
     batch = state.batch_shapes(
         config.batch_size, config.data.seconds, size, devices.batch_sharding(mesh)
     )
-    step = state.make_train_step(
-        model,
-        functools.partial(get_loss(config.model.name), **config.loss.to_dict()),
-        optimizer,
-        mesh,
-        normalization=get_normalization(config.model.backbone),
-        size=size,
-        alignment=config.data.alignment,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        ema_decay=config.ema_decay,
-        frozen=frozen,
-    )
-    step = state.at_precision(step, config.matmul_precision)
-    names = sharding.name_numbers(step, sharding.WHOLE_BATCH, shapes, batch)
+    step = program.make_step(size)
     totals = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated(mesh)),
-        jax.eval_shape(state.make_empty_totals(names, mesh)),
+        jax.eval_shape(program.make_empty_totals(step, batch)),
     )
-    compiled = sharding.compile_step(
-        state.count_steps(step), sharding.WHOLE_BATCH, mesh, shapes, totals, batch
-    )
+    compiled = program.compile_step(step, shapes, totals, batch)
     return compiled, shapes, count_flops(step, shapes, batch)
 
 

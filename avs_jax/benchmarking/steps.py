@@ -8,13 +8,11 @@ import ml_collections
 import numpy as np
 
 from avs_jax import devices
-from avs_jax.backbones import get_normalization
 from avs_jax.benchmarking.flops import count_flops
 from avs_jax.benchmarking.messages import count_messages
 from avs_jax.benchmarking.variant import Shape
-from avs_jax.models import get_loss, get_model
-from avs_jax.models.forward import init_shapes
-from avs_jax.training import freezing, optim, sharding, state
+from avs_jax.training import state
+from avs_jax.training.program import plan_program
 
 _FREEZE = ("audio_backbone/.*",)  # as all three papers train
 
@@ -31,37 +29,17 @@ class Step:
         self.label = f"{label} {parallel}"
         mesh = devices.make_mesh(by_process=parallel == "pmap")
         devices.check_batch_size(shape.clips, mesh)
-        config = ml_collections.ConfigDict({"parallel": parallel})
-        config.model = {"running_statistics": "first"}
-        collectives = sharding.make_collectives(config)
-        norm_devices = mesh.size if collectives.axis is None else 1
-        params = init_shapes(get_model(**fields), shape.seconds, shape.size)["params"]
-        frozen = freezing.find_frozen(params, _FREEZE, "global")
-        model = get_model(**fields, frozen=frozen.modules, norm_devices=norm_devices)
-        schedule = optim.make_schedule(1e-4, 100)
-        optimizer = optim.make_optimizer(params, schedule, weight_decay=0.05, freeze=_FREEZE)
-        settings = {"size": shape.size, "seed": 0, "frozen": frozen}
-        create, shapes = state.plan_state(model, optimizer, mesh, seconds=shape.seconds, **settings)
-        step = state.make_train_step(
-            model,
-            get_loss(fields["name"]),
-            optimizer,
-            mesh,
-            normalization=get_normalization(fields["backbone"]),
-            collectives=collectives,
-            **settings,
-        )
-        clips = devices.batch_sharding(mesh)
+        program = plan_program(_make_config(fields, shape, parallel), mesh, steps=100)
+        step, clips = program.make_step(shape.size), devices.batch_sharding(mesh)
         batch = state.batch_shapes(*shape, clips)
-        names = sharding.name_numbers(step, collectives, shapes, batch)
-        self._state, self._totals = create(), state.make_empty_totals(names, mesh)()
+        self._state = program.create_state()
+        self._totals = program.make_empty_totals(step, batch)()
         began = time.perf_counter()
-        self._step = sharding.compile_step(
-            state.count_steps(step), collectives, mesh, self._state, self._totals, batch
-        )
+        self._step = program.compile_step(step, self._state, self._totals, batch)
         self._compile_seconds = time.perf_counter() - began
-        one = jax.vmap(step, in_axes=None, axis_name=collectives.axis, axis_size=1)
-        self.flops = count_flops(step if collectives.axis is None else one, shapes, batch)
+        axis = program.collectives.axis
+        one = jax.vmap(step, in_axes=None, axis_name=axis, axis_size=1) if axis else step
+        self.flops = count_flops(one, program.state_shapes, batch)
         self._batch = jax.device_put(_make_batch(batch, fields["num_classes"]), clips)
 
     def run(self) -> jax.Array:
@@ -82,6 +60,29 @@ class Step:
             "collective_megabytes": sum(size for _, size in messages.values()) / 1e6,
             "compile_seconds": self._compile_seconds,
         }
+
+
+def _make_config(fields: dict, shape: Shape, parallel: str) -> ml_collections.ConfigDict:
+    """What `avs_jax.train` would read, for a model's fields."""
+    config = {
+        "parallel": parallel,
+        "seed": 0,
+        "accumulate": 1,
+        "ema_decay": None,
+        "matmul_precision": None,
+        "sharding_rules": (),
+        "model": {"norm": "global", "running_statistics": "first"} | fields,
+        "loss": {},
+        "data": {"seconds": shape.seconds, "size": shape.size, "alignment": "paper"},
+        "optimizer": {
+            "learning_rate": 1e-4,
+            "warmup_steps": 0,
+            "decay": "cosine",
+            "weight_decay": 0.05,
+            "freeze": _FREEZE,
+        },
+    }
+    return ml_collections.ConfigDict(config)
 
 
 def _make_batch(shapes: dict[str, jax.ShapeDtypeStruct], num_classes: int) -> dict[str, jax.Array]:
