@@ -17,6 +17,7 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from avs_jax import errors, hosts
+from avs_jax.types import PyTree
 
 
 def quiet_libraries() -> None:
@@ -103,6 +104,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def gather(variables: PyTree, mesh: Mesh) -> PyTree:
+    """Inside a program: weights that lie in parts, whole on every device.
+
+    Said where they are used, or some releases of XLA gather what layers give, where that is less
+    (jax 0.12).
+    """
+    return jax.lax.with_sharding_constraint(variables, replicated(mesh))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from avs_jax import errors
 from avs_jax.data import pipeline, transforms
+from avs_jax.devices import gather, replicated
 from avs_jax.scoring import calibration, modes, sounds
 from avs_jax.scoring.records import (
     Clip,
@@ -118,7 +119,14 @@ class Evaluator:
         )
 
     def _compile(self, original_size):
-        everywhere = NamedSharding(self.sharding.mesh, PartitionSpec())
+        mesh = self.sharding.mesh
+        everywhere = replicated(mesh)
+
+        def see(variables, batch):
+            return self.network.see(gather(variables, mesh), batch)
+
+        def decide(variables, seen, batch):
+            return self.network.decide(gather(variables, mesh), seen, batch)
 
         def score(logits, batch, boundaries, masks, tenths):
             label = batch["label"].astype(jnp.int32)
@@ -134,16 +142,16 @@ class Evaluator:
             return scores | {"index": batch["index"], "real": batch["example_mask"]}
 
         def decide_and_score(variables, seen, batch, **options):
-            return score(self.network.decide(variables, seen, batch), batch, **options)
+            return score(decide(variables, seen, batch), batch, **options)
 
         def score_oracle(batch):
             logits = oracle_logits(batch["objects"], self._num_classes)
             return score(logits, batch, boundaries=False, masks=False, tenths=False)
 
         static = ("boundaries", "masks", "tenths")
-        self.see = jax.jit(self.network.see)
+        self.see = jax.jit(see)
         # Of several sizes: the network alone; of one: together, so that no logits wait in memory.
-        self.decide = jax.jit(self.network.decide) if original_size else None
+        self.decide = jax.jit(decide) if original_size else None
         self.score = jax.jit(score, static_argnames=static, out_shardings=everywhere)
         self.decide_and_score = jax.jit(
             decide_and_score, static_argnames=static, out_shardings=everywhere

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from avs_jax.devices import gather, replicated
 from avs_jax.layers import losses
 from avs_jax.models.forward import example_inputs, model_inputs
 from avs_jax.training import freezing, remembered
@@ -212,8 +213,10 @@ def make_train_step(
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         rng = collectives.own_key(jax.random.fold_in(jax.random.key(seed), state.step))
         learning, _ = freezing.split(state.params, frozen.params)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        grads, parts, batch_stats = gradient(learning, variables, batch, rng)
+        params = state.params if lies_on is None else gather(state.params, lies_on)
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        whole, _ = freezing.split(params, frozen.params)
+        grads, parts, batch_stats = gradient(whole, variables, batch, rng)
         grads, parts = collectives.total((grads, parts))
         moving, _ = freezing.split_statistics(batch_stats, frozen)
         moving = collectives.agree(moving)
@@ -350,4 +353,4 @@ def make_empty_totals(names: Iterable[str], mesh: Mesh) -> Callable[[], PyTree]:
         }
 
     # Under jit, so that on several hosts no array has to be compared between them.
-    return jax.jit(create, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(create, out_shardings=replicated(mesh))
