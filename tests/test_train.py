@@ -1,5 +1,6 @@
 """The train program, as users start it: resuming, stopping, devices, bad input."""
 
+import functools
 import gzip
 import json
 import os
@@ -38,6 +39,9 @@ TINY = {
     "checkpoint_every": 2,
     "eval.every": 4,
 }
+# Where only the program's course matters: tests/faults/config.py, of a smaller network still. It
+# warms up all the time, for the rate of a step is not to depend on how many are to come.
+SMALL = {"batch_size": 8, "checkpoint_every": 2, "eval.every": 4, "optimizer.warmup_steps": 100}
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +64,8 @@ def run(data_dir, tmp_path_factory):
         options=(),
         **fields,
     ):
-        config = config or f"configs/quickstart.py:steps={steps}"
-        fields = TINY | {"data.data_dir": data_dir} | fields
+        fields = (SMALL if config else TINY) | {"data.data_dir": data_dir} | fields
+        config = f"{config or 'configs/quickstart.py'}:steps={steps}"
         command = [sys.executable, "-m", program, "--config", config]
         command += [f"--workdir={workdir}", *options]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
@@ -81,6 +85,12 @@ def run(data_dir, tmp_path_factory):
         )
 
     return start
+
+
+@pytest.fixture(scope="module")
+def run_small(run):
+    """`run` of a network that compiles in a second."""
+    return functools.partial(run, config="tests/faults/config.py")
 
 
 def finish(process, code=0):
@@ -125,6 +135,14 @@ def whole_run(run, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def small_run(run_small, tmp_path_factory):
+    """Six steps of the smaller network that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("small")
+    finish(run_small(workdir, steps=6))
+    return workdir
+
+
 def wait_for(condition, process, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
@@ -148,27 +166,27 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(run, whole_run, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [6, 4])  # at the end too, where nothing else is left to do
 def test_a_run_killed_in_an_evaluation_makes_up_for_it(
-    run, whole_run, tmp_path, steps, monkeypatch
+    run_small, small_run, tmp_path, steps, monkeypatch
 ):
     monkeypatch.setenv("KILLED_TRAIN", "dies")
     fields = {"checkpoint_every": 100}  # nothing but the evaluation says that it is to be saved
-    killed = run(tmp_path, steps=steps, program="tests.training.killed_train", **fields)
+    killed = run_small(tmp_path, steps=steps, program="tests.training.killed_train", **fields)
     finish(killed, -signal.SIGKILL)
-    output = finish(run(tmp_path, steps=steps, **fields))
+    output = finish(run_small(tmp_path, steps=steps, **fields))
     assert "going on at step 4" in output
     assert "step 4 was not evaluated to the end: now" in output
-    assert scores(tmp_path)[4] == scores(whole_run)[4]
+    assert scores(tmp_path)[4] == scores(small_run)[4]
     if steps == 6:
-        assert sums(tmp_path, 6) == sums(whole_run, 6)
-        assert scores(tmp_path) == scores(whole_run)
-    assert "nothing to do: step" in finish(run(tmp_path, steps=steps, **fields))
+        assert sums(tmp_path, 6) == sums(small_run, 6)
+        assert scores(tmp_path) == scores(small_run)
+    assert "nothing to do: step" in finish(run_small(tmp_path, steps=steps, **fields))
 
 
 @pytest.mark.slow
-def test_a_second_run_in_a_workdir_ends_at_once_and_the_first_goes_on(run, tmp_path):
-    first = run(tmp_path, steps=100_000, **{"eval.every": 100_000})
+def test_a_second_run_in_a_workdir_ends_at_once_and_the_first_goes_on(run_small, tmp_path):
+    first = run_small(tmp_path, steps=100_000, **{"eval.every": 100_000})
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), first)
-    last = finish(run(tmp_path, steps=100_000), code=2).strip().splitlines()[-1]
+    last = finish(run_small(tmp_path, steps=100_000), code=2).strip().splitlines()[-1]
     assert f"in use by process {first.pid} on {socket.gethostname()}" in last
     before = len(losses(tmp_path))
     wait_for(lambda: len(losses(tmp_path)) > before, first)
@@ -180,8 +198,10 @@ def test_a_second_run_in_a_workdir_ends_at_once_and_the_first_goes_on(run, tmp_p
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_with_0(run, tmp_path):
-    process = run(tmp_path, steps=100_000, **{"checkpoint_every": 100_000, "eval.every": 100_000})
+def test_sigterm_saves_and_exits_with_0(run_small, tmp_path):
+    process = run_small(
+        tmp_path, steps=100_000, **{"checkpoint_every": 100_000, "eval.every": 100_000}
+    )
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGTERM)
     output = finish(process)
@@ -190,8 +210,8 @@ def test_sigterm_saves_and_exits_with_0(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_before_the_first_step_ends_the_run_with_nothing_to_save(run, tmp_path):
-    process = run(tmp_path, steps=100_000)
+def test_sigterm_before_the_first_step_ends_the_run_with_nothing_to_save(run_small, tmp_path):
+    process = run_small(tmp_path, steps=100_000)
     wait_for(lambda: (tmp_path / "checkpoints").exists(), process)
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM: nothing new to save" in finish(process)
@@ -206,13 +226,13 @@ def test_eight_devices_train_and_evaluate_as_one(run, whole_run, tmp_path):
 
 
 @pytest.fixture
-def run_two(run, tmp_path, address):
+def run_two(run_small, tmp_path, address):
     """`run_two(steps, **fields)` -> what two processes of two devices each print."""
 
     def start(steps, **fields):
         place = (f"--coordinator={address}", "--num_processes=2")
         processes = [
-            run(tmp_path, steps, 2, options=(*place, f"--process_id={i}"), **fields)
+            run_small(tmp_path, steps, 2, options=(*place, f"--process_id={i}"), **fields)
             for i in range(2)
         ]
         return [finish(process) for process in processes]
@@ -222,12 +242,12 @@ def run_two(run, tmp_path, address):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_which_goes_on_and_they_after_it(
-    run, run_two, whole_run, tmp_path
+    run_small, run_two, small_run, tmp_path
 ):
     run_two(2)
-    assert "going on at step 2 of 4" in finish(run(tmp_path, steps=4, devices=4))
+    assert "going on at step 2 of 4" in finish(run_small(tmp_path, steps=4, devices=4))
     assert "going on at step 4 of 6" in run_two(6)[0]
-    assert_trained_alike(whole_run, tmp_path)
+    assert_trained_alike(small_run, tmp_path)
 
 
 @pytest.mark.slow
@@ -367,16 +387,16 @@ def test_a_run_ends_early_after_so_many_evaluations_without_a_better_score(step,
 
 
 @pytest.mark.slow
-def test_a_run_stops_early_draws_pictures_and_writes_a_trace(run, tmp_path):
+def test_a_run_stops_early_draws_pictures_and_writes_a_trace(run_small, tmp_path):
     fields = {"eval.every": 2, "early_stop": 2, "eval.pictures": 2}
     fields |= {"optimizer.learning_rate": 0.0, "optimizer.warmup_steps": 0}  # nothing is learnt
-    output = finish(run(tmp_path, steps=50, options=["--profile=2"], **fields))
+    output = finish(run_small(tmp_path, steps=50, options=["--profile=2"], **fields))
     best = int(re.search(r"no better than at step (\d+): done", output).group(1))
     found = scores(tmp_path)
     assert sorted(found) == list(range(2, best + 5, 2))
     assert max(found, key=found.get) == best
     assert (tmp_path / "checkpoints" / str(best + 4)).exists()
-    again = finish(run(tmp_path, steps=50, **fields))
+    again = finish(run_small(tmp_path, steps=50, **fields))
     assert f"nothing to do: no better than at step {best}" in again
 
     events = [e for p in (tmp_path / "tensorboard").glob("events*") for e in read_events(p)]
@@ -400,8 +420,8 @@ def test_the_loop_makes_no_implicit_transfer(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_clips(run, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_clips(run_small, tmp_path):
     fields = {"optimizer.learning_rate": 1e30, "optimizer.warmup_steps": 0, "log_every": 2}
-    output = finish(run(tmp_path, steps=20, **fields), code=2)
+    output = finish(run_small(tmp_path, steps=20, **fields), code=2)
     last = output.strip().splitlines()[-1]
     assert re.search(r"NaN or infinite at step \d+; its clips: .*ms3.*; .*checkpoint", last), last
