@@ -8,6 +8,7 @@
     python -m avs_jax.benchmark --model avesformer --sweep size=224,320,448 batch=1,2,4,8
     python -m avs_jax.benchmark --model avesformer --train
     python -m avs_jax.benchmark --plan v5e:4x4 --model catr --backbone pvt_v2_b5 --batch_size 64
+    python -m avs_jax.benchmark --plan h100:8 --model pcmanet --batch_size 64 --dtype bfloat16
 
 Machines differ and drift, so compare within one call: in every round each model runs once, in turn
 forwards and backwards, and times are medians over rounds after one that is not counted. Where the
@@ -29,7 +30,8 @@ the end.
 --plan     what training by configs/MODEL.py, or by --config FILE[:arguments], takes on a slice of
            TPUs that is not here: its own compiler tells (pip install 'avs_jax[tpu]'; minutes), and
            times are reckoned, with the assumptions beside them. --set NAME=VALUE: config fields.
-           Slices as Cloud TPU writes them: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1.
+           Slices as Cloud TPU writes them: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1. GPUs, as h100:8,
+           need one to compile; there memory and messages are those of CPUs' program.
 """
 
 import argparse
@@ -81,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     # What another call compiled would make this one's compiling, and its memory, look small.
     jax.config.update("jax_enable_compilation_cache", False)
+    if args.plan:
+        from avs_jax.benchmarking import plan  # optax and all of training, for this alone
+
+        plan.force_devices(args.plan)
     devices.start_jax()
     timing.check_clock(args.clock)
     about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "clock": args.clock}
@@ -257,8 +263,8 @@ def tell_steps(args: argparse.Namespace, shape: Shape) -> dict:
 
 
 def tell_plans(args: argparse.Namespace) -> dict:
-    """Prints what training takes on a slice that is not here; the figures."""
-    from avs_jax.benchmarking import plan  # optax and all of training, for this alone
+    """Prints what training takes on devices that are not here; the figures."""
+    from avs_jax.benchmarking import plan  # as above
 
     plans = []
     for spec in args.config or [
@@ -305,7 +311,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sweep", nargs="+", default=[], metavar="AXIS=N,N[,..]", help="size, batch, seconds"
     )
-    parser.add_argument("--plan", metavar="KIND:SHAPE", help="a slice of TPUs, see above")
+    parser.add_argument("--plan", metavar="KIND:SHAPE", help="TPUs or GPUs, see above")
     parser.add_argument("--config", action="append", default=[], help="of --plan: FILE[:arguments]")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="of --plan: a config field"

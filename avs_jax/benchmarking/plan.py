@@ -4,6 +4,10 @@ libtpu (the extra `tpu`) compiles on any x86-64 Linux for a slice that need not 
 chip, messages between chips, and that the step compiles at all come from the very program that will
 run. How long that takes is then reckoned from what chips are sold to do and the share of it that is
 expected (`EXPECTED`): a guess, with its assumptions printed beside it.
+
+NVIDIA's compiler needs a GPU (XLA tunes its programs on one). For these the step is compiled for as
+many forced CPU devices: products, the state and the messages of a mesh are the same, what is kept
+at work and touched is another program's, and is told as that.
 """
 
 import contextlib
@@ -26,18 +30,21 @@ from avs_jax.config import check_fields, read_config
 from avs_jax.training import state
 from avs_jax.training.program import plan_program
 from avs_jax.types import PyTree
+from avs_jax.weights.trained import MATMUL_PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """As sold. flops: of bfloat16 products a second; bandwidth: of its memory, wires: of its links
-    to others, both bytes a second; memory: bytes; hosts: chips that one host feeds."""
+    to others, both bytes a second; memory: bytes; hosts: chips that one host feeds. passes: by
+    MATMUL_PRECISIONS, products of bfloat16 that take as long as one of float32."""
 
     flops: float
     bandwidth: float
     wires: float
     memory: int
     per_host: int
+    passes: tuple[int, int, int] = (1, 3, 6)  # default, high, highest: of a TPU
 
 
 # Public data sheets: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; a TPU's links are all its ICI.
@@ -47,10 +54,11 @@ CHIPS = {
     "v5p": Chip(459e12, 2765e9, 600e9, 95 * 2**30, 4),
     "v6e": Chip(918e12, 1640e9, 448e9, 32 * 2**30, 8),
 }
+# NVIDIA's data sheet of H100 SXM, without sparsity; a direction of NVLink. TF32 has half the rate
+# of bfloat16, float32 outside the tensor cores (67 TFLOP/s) a fifteenth.
+GPUS = {"h100": Chip(989e12, 3350e9, 450e9, 80 * 2**30, 8, (2, 2, 15))}
 # Of a chip's peak what networks of convolutions reach; of its memory's and its links' bandwidth.
 EXPECTED = {"flops": (0.4, 0.5), "bandwidth": 0.7, "wires": 0.7}
-# Products of bfloat16 that stand for one of float32, by config.matmul_precision.
-_PASSES = {None: 1, "default": 1, "high": 3, "highest": 6}
 # What libtpu asks of machines that have no TPU.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -60,17 +68,35 @@ _ENVIRONMENT = {
 }
 
 
+def force_devices(topology: str) -> None:
+    """As many CPU devices as GPUs are planned for; before jax starts, else those that there are."""
+    kind, _, count = topology.partition(":")
+    if kind in GPUS and count.isdecimal():
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", int(count))
+
+
 def find_chips(topology: str) -> tuple[Chip, list[jax.Device]]:
-    """ "v5e:4x4" -> what such a chip is, and the slice's devices, which only compile.
+    """ "v5e:4x4" or "h100:8" -> what such a chip is, and the devices to compile for.
 
     Raises:
-      BadValueError: not a slice of a known kind of TPU, none that there is, or no libtpu.
+      BadValueError: not a slice of a known kind of TPU, none that there is, or no libtpu; or fewer
+        CPU devices than GPUs are wanted.
     """
     kind, _, shape = topology.partition(":")
+    if kind in GPUS and re.fullmatch(r"[1-9]\d*", shape):
+        found = jax.devices("cpu")
+        if len(found) < int(shape):
+            raise errors.BadValueError(
+                f"--plan {topology}: {len(found)} CPU devices to compile for, wanted {shape}; set "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={shape}."
+            )
+        return GPUS[kind], found[: int(shape)]
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise errors.BadValueError(
             f"--plan {topology!r}: wanted KIND:SHAPE with KIND of {', '.join(CHIPS)} and SHAPE as "
-            "Cloud TPU writes it: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1."
+            "Cloud TPU writes it: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1; or a number of GPUs: "
+            f"{', '.join(f'{gpu}:8' for gpu in GPUS)}."
         )
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -166,6 +192,7 @@ def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
         "size": config.data.size,
         "seconds": config.data.seconds,
         "memory_there_is": chip.memory,
+        "compiler": "its own" if found[0].platform == "tpu" else f"{found[0].platform}'s",
     }
     began = time.monotonic()
     try:
@@ -200,7 +227,10 @@ def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
 
 def reckon(about: dict, chip: Chip, config: ml_collections.ConfigDict) -> dict:
     """Times of a step between the two shares of the peak, and what hosts must deliver."""
-    passes = _PASSES.get(config.matmul_precision, 6)
+    precision = config.matmul_precision or "default"
+    passes = dict(zip(MATMUL_PRECISIONS, chip.passes, strict=True)).get(precision, chip.passes[-1])
+    if config.model.dtype == "bfloat16":
+        passes = 1
     touching = about["bytes_touched"] / (chip.bandwidth * EXPECTED["bandwidth"])
     # A ring sends each byte of a sum twice, of a gather once; most of it while others compute.
     sent = sum(
@@ -288,7 +318,7 @@ def make_lines(about: dict) -> list[str]:
             f"{few / hosts:.0f} to {many / hosts:.0f} clips/s, {low:.0f} to {high:.0f} MB/s raw",
         ),
         ("checkpoint", f"{about['checkpoint'] / 1e6:.0f} MB"),
-        ("compiled here in", f"{about['compile_seconds']:.0f} s"),
+        ("compiled here in", f"{about['compile_seconds']:.0f} s, by {about['compiler']} compiler"),
         *(("to set", line) for line in advise(about)),
     )
     return [head, *(f"  {name:<18}{text}" for name, text in rows)]

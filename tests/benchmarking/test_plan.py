@@ -1,5 +1,6 @@
 """What a training step will cost elsewhere: counted in a program, reckoned, told."""
 
+import dataclasses
 import math
 
 import jax
@@ -56,7 +57,31 @@ def test_exact_products_of_float32_take_six_passes():
     assert exact["step_seconds"] == pytest.approx([1.2 + 0.02, 1.5 + 0.02])
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v5e:axb", "v9:2x2", "h100:8"])
+@pytest.mark.parametrize(
+    "fields, passes",
+    [({}, 2), ({"matmul_precision": "highest"}, 15), ({"model.dtype": "bfloat16"}, 1)],
+    ids=str,
+)
+def test_gpus_multiply_float32_as_tf32_or_slowly(fields, passes):
+    gpu = dataclasses.replace(CHIP, passes=plan.GPUS["h100"].passes)
+    fast, _ = plan.reckon(ABOUT, gpu, make_config(**fields))["computing"]
+    assert fast == pytest.approx(passes * 0.2)
+
+
+def test_gpus_that_are_not_here_are_planned_with_cpus():
+    about = plan.plan_training("h100:8", make_config())
+    assert (about["chips"], about["hosts"], about["compiler"]) == (8, 1, "cpu's")
+    assert about["messages"]["all-reduce"][1] > 0
+    lines = plan.make_lines(about)
+    assert "h100:8 (8 chips, 1 hosts)" in lines[0] and "by cpu's compiler" in "".join(lines)
+
+
+def test_more_gpus_than_devices_are_one_line():
+    with pytest.raises(errors.BadValueError, match="8 CPU devices to compile for, wanted 16"):
+        plan.find_chips("h100:16")
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v5e:axb", "v9:2x2", "h100:2x4", "h100"])
 def test_a_slice_that_cannot_be_is_refused(topology):
     with pytest.raises(errors.BadValueError, match="wanted KIND:SHAPE with KIND of v4, v5e"):
         plan.find_chips(topology)
