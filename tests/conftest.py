@@ -115,7 +115,7 @@ def pytest_terminal_summary(terminalreporter):
     if LACKS_BROWSER and left_out:
         terminalreporter.write_line(
             f"{left_out} tests left out for lack of a browser; to run them too: "
-            'pip install -e ".[test,demo]", and Chromium (Debian: apt-get install chromium)'
+            'pip install -e ".[test,demo,browser]", and Chromium (Debian: apt-get install chromium)'
         )
 
 
