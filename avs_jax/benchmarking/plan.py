@@ -68,12 +68,17 @@ _ENVIRONMENT = {
 }
 
 
+def _count_gpus(topology: str) -> int | None:
+    """ "h100:8" -> 8; None: no GPUs, or more than a machine can stand in for."""
+    kind, _, count = topology.partition(":")
+    return int(count) if kind in GPUS and re.fullmatch(r"[1-9]\d{0,2}", count) else None
+
+
 def force_devices(topology: str) -> None:
     """As many CPU devices as GPUs are planned for; before jax starts, else those that there are."""
-    kind, _, count = topology.partition(":")
-    if kind in GPUS and count.isdecimal():
+    if count := _count_gpus(topology):
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", int(count))
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def find_chips(topology: str) -> tuple[Chip, list[jax.Device]]:
@@ -84,18 +89,18 @@ def find_chips(topology: str) -> tuple[Chip, list[jax.Device]]:
         CPU devices than GPUs are wanted.
     """
     kind, _, shape = topology.partition(":")
-    if kind in GPUS and re.fullmatch(r"[1-9]\d*", shape):
+    if count := _count_gpus(topology):
         found = jax.devices("cpu")
-        if len(found) < int(shape):
+        if len(found) < count:
             raise errors.BadValueError(
                 f"--plan {topology}: {len(found)} CPU devices to compile for, wanted {shape}; set "
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={shape}."
             )
-        return GPUS[kind], found[: int(shape)]
+        return GPUS[kind], found[:count]
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise errors.BadValueError(
             f"--plan {topology!r}: wanted KIND:SHAPE with KIND of {', '.join(CHIPS)} and SHAPE as "
-            "Cloud TPU writes it: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1; or a number of GPUs: "
+            "Cloud TPU writes it: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1; or up to 999 GPUs: "
             f"{', '.join(f'{gpu}:8' for gpu in GPUS)}."
         )
     for name, value in _ENVIRONMENT.items():

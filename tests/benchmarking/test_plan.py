@@ -81,7 +81,9 @@ def test_more_gpus_than_devices_are_one_line():
         plan.find_chips("h100:16")
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v5e:axb", "v9:2x2", "h100:2x4", "h100"])
+@pytest.mark.parametrize(
+    "topology", ["v5e", "v5e:4", "v5e:axb", "v9:2x2", "h100:2x4", "h100", "h100:1000"]
+)
 def test_a_slice_that_cannot_be_is_refused(topology):
     with pytest.raises(errors.BadValueError, match="wanted KIND:SHAPE with KIND of v4, v5e"):
         plan.find_chips(topology)
