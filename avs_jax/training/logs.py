@@ -5,6 +5,7 @@ time: every half a minute, before each checkpoint, and at the end. So whatever c
 checkpoint may be lost with a machine, and is written again by the run that goes on from there.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tensorboardX
 from etils import epath
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from avs_jax import paths
@@ -25,6 +28,7 @@ from avs_jax.media.partial import write_whole
 from avs_jax.types import UInt8
 
 _COPY_EVERY = 30.0  # seconds; Google allows one write of an object a second
+_SHOW_EVERY = 10.0  # seconds; what TensorBoard may be behind
 
 
 class Logs:
@@ -55,17 +59,17 @@ class Logs:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | scalars) + "\n")
         self._open_board()
         for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add(step, summary.scalar(name, value))
 
     def draw(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """A picture in TensorBoard."""
         if self.main:
             self._open_board()
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            self._board.add(step, summary.image(name, picture, dataformats="HWC"))
 
-    def _open_board(self, **options) -> None:
+    def _open_board(self, purge_step: int | None = None) -> None:
         if self._board is None:
-            self._board = tensorboardX.SummaryWriter(str(self.folder / "tensorboard"), **options)
+            self._board = _Board(self.folder / "tensorboard", purge_step)
 
     def say(self, text: str) -> None:
         """A line for whoever watches, above any progress bar."""
@@ -101,6 +105,61 @@ class Logs:
             self._board.close()
         if self._mirror is not None:
             self._mirror.close()
+
+
+class _Board:
+    """An event file of TensorBoard, written where it is called.
+
+    tensorboardX's SummaryWriter leaves it to a thread, which ends at a full disk without a word;
+    then whoever writes, or ends, waits for it for good.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
+        if purge_step is not None:  # later points, of a run that was cut off, are not shown
+            started = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=purge_step, session_log=started))
+
+    def add(self, step: int, points: summary.Summary) -> None:
+        """Raises OSError where the disk is full; from then on nothing is written any more."""
+        self._write(Event(wall_time=time.time(), step=step, summary=points))
+
+    def _write(self, event: Event) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.write_event(event)
+        except OSError:
+            self._give_up()
+            raise
+        if time.monotonic() - self._flushed > _SHOW_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Raises as `add` does."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.flush()
+        except OSError:
+            self._give_up()
+            raise
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Raises as `add` does."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _give_up(self) -> None:
+        # Else Python tries again when the file is collected, and prints what it meets.
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        self._writer = None
 
 
 class Mirror:

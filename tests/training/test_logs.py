@@ -1,8 +1,10 @@
 """Logs: lines that survive a kill, and are not written twice."""
 
 import json
+import resource
 
 import numpy as np
+import pytest
 from etils import epath
 
 from avs_jax.training.logs import Logs
@@ -61,6 +63,23 @@ def test_rewind_purges_later_points_from_tensorboard(tmp_path):
         event.step for file in files for event in read_events(file) if event.HasField("session_log")
     ]
     assert purges == [3]
+
+
+def test_a_full_disk_is_told_at_once_and_not_waited_for(tmp_path):
+    logs = Logs(tmp_path)
+    logs.write(1, {"train/loss": 0.5})
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # bytes of any file
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            for step in range(1, 40):  # more than any queue holds
+                logs.draw(step, "clip", picture)
+        logs.draw(41, "clip", picture)
+        logs.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [line["step"] for line in read(tmp_path)] == [1]
 
 
 def test_logs_of_a_run_in_a_bucket_are_there_after_a_flush(bucket):
