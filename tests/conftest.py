@@ -7,12 +7,10 @@ import pathlib
 import shutil
 import socket
 
+from tests import quick_xla
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is what most tests spend their time on: no optimisation.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-).strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick_xla.flags(devices=8)}".strip()
 
 from jaxtyping import install_import_hook
 

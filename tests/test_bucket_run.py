@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from tests import quick_xla
 from tests.data.tiny import build_tiny
 from tests.test_train import ROOT, TINY
 
@@ -73,7 +74,7 @@ def call(tmp_path):
     assert server.stdout.readline() == "ready\n"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": quick_xla.FLAGS,
         "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",  # gcsfs, for epath
         "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{port}",  # TensorStore, for orbax
         "AVS_JAX_DATA_CACHE": str(tmp_path / "cache"),

@@ -15,6 +15,7 @@ from PIL import Image
 from avs_jax import errors, evaluate
 from avs_jax.scoring import report
 from avs_jax.weights import converted, trained
+from tests import quick_xla
 from tests.data.tiny import build_tiny
 from tests.scored_run import make_config, save_run
 
@@ -335,7 +336,7 @@ def test_two_processes_evaluate_together_as_one(run, everything, tmp_path):
     for i in range(2):
         variables = {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": quick_xla.FLAGS,
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(i),

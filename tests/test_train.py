@@ -20,6 +20,7 @@ import pytest
 from avs_jax import errors, train
 from avs_jax.models.forward import init_shapes
 from avs_jax.weights import trained
+from tests import quick_xla
 from tests.data.tiny import build_tiny
 from tests.training.event_files import read_events
 
@@ -71,8 +72,7 @@ def run(data_dir, tmp_path_factory):
         command += [f"--config.{name}={value}" for name, value in fields.items()]
         variables = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": quick_xla.flags(devices),
             "JAX_COMPILATION_CACHE_DIR": cache,
         }
         return subprocess.Popen(

@@ -11,6 +11,7 @@ import pytest
 
 import avs_jax
 from avs_jax.weights import zoo
+from tests import quick_xla
 from tests.media import film
 
 ROOT = Path(avs_jax.__file__).parents[1]
@@ -52,7 +53,7 @@ def test_unpacked_wheel_marks_a_film(wheel, tmp_path):
     )
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path / "site"),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": quick_xla.FLAGS,
     }
     done = subprocess.run(
         [sys.executable, "-c", code, "predict", path],

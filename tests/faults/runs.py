@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import quick_xla
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,12 +28,11 @@ def start(
     fields = {"data.data_dir": data_dir} | fields
     command = [sys.executable, "-m", program, "--config", f"tests/faults/config.py:steps={steps}"]
     command += [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items())]
-    flags = "--xla_backend_optimization_level=0"
     variables = {
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or str(Path(data_dir) / "compiled"),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
+        "XLA_FLAGS": quick_xla.flags(devices),
     }
     return subprocess.Popen(
         command,

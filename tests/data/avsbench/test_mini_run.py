@@ -14,6 +14,7 @@ from avs_jax import evaluate
 from avs_jax.backbones import get_backbone
 from avs_jax.data.avsbench import build, classes
 from avs_jax.weights import converted
+from tests import quick_xla
 from tests.data.avsbench import mini_avsbench as mini
 
 ROOT = Path(__file__).parents[3]
@@ -96,7 +97,7 @@ def results(request, release, cache, tmp_path_factory):
         save_backbone(folder / "weights")
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": quick_xla.FLAGS,
         "JAX_COMPILATION_CACHE_DIR": cache,
     }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -119,7 +120,7 @@ def train(folder, cache, **fields):
     command += ["--config", fields.pop("config")]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": quick_xla.FLAGS,
         "JAX_COMPILATION_CACHE_DIR": cache,
     }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
