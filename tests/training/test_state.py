@@ -56,7 +56,7 @@ def prepare(fill_variables, freeze=(), optimizer=None, **options):
     learning, _ = freezing.split(variables["params"], frozen.params)
     moving, _ = freezing.split_statistics(variables["batch_stats"], frozen)
     old = state.TrainState(
-        step=jnp.int32(options.pop("start", 0)),
+        step=np.int32(0),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(learning),
@@ -77,10 +77,24 @@ def prepare(fill_variables, freeze=(), optimizer=None, **options):
 
 
 def run_step(fill_variables, batch, **options):
-    """-> (old state, new state, the step's numbers)."""
+    """-> (old state, new state, the step's numbers), as NumPy's arrays."""
     old, step = prepare(fill_variables, **options)
-    new, parts = jax.jit(step)(old, batch)
-    return old, new, parts
+    # Compared by NumPy: jax would compile every comparison for every shape.
+    return jax.device_get((old, *jax.jit(step)(old, batch)))
+
+
+@pytest.fixture(scope="module")
+def plain(fill_variables):
+    """(state, compiled step) without any option."""
+    old, step = prepare(fill_variables)
+    return jax.device_get(old), jax.jit(step)
+
+
+@pytest.fixture(scope="module")
+def averaging(fill_variables):
+    """(state, compiled step) that keeps averages."""
+    old, step = prepare(fill_variables, ema_decay=0.75)
+    return jax.device_get(old), jax.jit(step)
 
 
 # ---------------------------------------------------------------- accumulation
@@ -135,7 +149,8 @@ def test_accumulation_of_unequal_clips_is_a_step_on_the_whole_batch(fill_variabl
         )
         old = state.TrainState(jnp.int32(0), params, {}, optimizer.init(params))
         new, parts = jax.jit(step)(old, batch)
-        results.append((jax.tree.map(jnp.subtract, new.params, params), parts))
+        new, parts = jax.device_get((new, parts))
+        results.append((jax.tree.map(np.subtract, new.params, params), parts))
     (whole, numbers), (in_parts, numbers_in_parts) = results
     assert numbers["grad_norm"] > 0.1
     for key, value in numbers.items():
@@ -144,10 +159,11 @@ def test_accumulation_of_unequal_clips_is_a_step_on_the_whole_batch(fill_variabl
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)  # sums in another order
 
 
-def test_accumulated_batch_statistics_are_of_every_part_in_turn(fill_variables):
+def test_accumulated_batch_statistics_are_of_every_part_in_turn(plain, fill_variables):
     # Every clip twice: the parts are alike, and so are their batch statistics.
     batch = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), make_batch(b=2))
-    old, whole, _ = run_step(fill_variables, batch)
+    old, step = plain
+    whole, _ = step(old, batch)
     _, parts, _ = run_step(fill_variables, batch, accumulate=2)
     trees = (x.batch_stats for x in (old, whole, parts))
     for x, y, z in zip(*map(jax.tree.leaves, trees), strict=True):
@@ -158,8 +174,9 @@ def test_accumulated_batch_statistics_are_of_every_part_in_turn(fill_variables):
 
 
 @pytest.mark.parametrize("start, decay", [(0, 0.1), (9, 10 / 19), (100_000, 0.75)])
-def test_averages_of_weights_and_statistics_warm_up_to_their_decay(fill_variables, start, decay):
-    old, new, _ = run_step(fill_variables, make_batch(), ema_decay=0.75, start=start)
+def test_averages_of_weights_and_statistics_warm_up_to_their_decay(averaging, start, decay):
+    old, step = averaging
+    new, _ = jax.device_get(step(old.replace(step=np.int32(start)), make_batch()))
     now = {"params": new.params, "batch_stats": new.batch_stats}
     expected = jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, old.ema, now)
     for x, y in zip(jax.tree.leaves(new.ema), jax.tree.leaves(expected), strict=True):
@@ -262,11 +279,12 @@ def test_smaller_size_is_trained_on_the_same_batch(fill_variables):
     assert np.isfinite(float(parts["loss"]))
 
 
-def test_batch_statistics_are_updated(fill_variables):
-    old, new, _ = run_step(fill_variables, make_batch())
+def test_batch_statistics_are_updated(plain):
+    old, step = plain
+    new, _ = jax.device_get(step(old, make_batch()))
     a = jax.tree.leaves(old.batch_stats["backbone"])
     b = jax.tree.leaves(new.batch_stats["backbone"])
-    assert all(float(jnp.abs(x - y).max()) > 0 for x, y in zip(a, b, strict=True))
+    assert all(np.abs(x - y).max() > 0 for x, y in zip(a, b, strict=True))
 
 
 def test_labels_are_resized_to_the_nearest_pixel():
