@@ -86,7 +86,12 @@ def read_back(path) -> tuple[np.ndarray, np.ndarray]:
     with av.open(f"file:{path}") as container:
         frames = list(_decode(container, container.streams.audio[0]))
     rate = frames[0].sample_rate
-    blocks = [(frame.time, _mean(frame)) for frame in frames]
+    blocks, end = [], 0.0
+    for frame in frames:
+        # A packet that grew by damage holds several blocks: only its first one has a stamp.
+        begin = end if frame.time is None else frame.time
+        end = begin + frame.samples / rate
+        blocks.append((begin, _mean(frame)))
     end = max(time + len(block) / rate for time, block in blocks)
     samples = np.zeros(round(end * rate) + rate, np.float32)
     at = 0
