@@ -12,20 +12,37 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from avs_jax import paths
 from avs_jax.media.partial import write_whole
 from avs_jax.types import UInt8
+
+
+@contextlib.contextmanager
+def _missing(*names: str) -> Iterator[None]:
+    """Modules that cannot be imported for a while, though they may be installed."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+# tensorboardX imports PyTorch and clients of buckets wherever they are installed, for what is not
+# used here: three seconds of every start, and 190 MB.
+with _missing("torch", "boto3", "google.cloud.storage"):
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 _COPY_EVERY = 30.0  # seconds; Google allows one write of an object a second
 _SHOW_EVERY = 10.0  # seconds; what TensorBoard may be behind

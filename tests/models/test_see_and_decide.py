@@ -80,9 +80,13 @@ def test_seen_once_and_decided_for_each_sound_is_the_forward_of_each(fill_variab
     seen = see(variables, batches[0])
     answers = [decide(variables, seen, batch) for batch in batches]
     assert np.abs(answers[0] - answers[1]).max() > 1e-4
+    # Five times what one program of them differs from itself by, compiled with or without XLA's
+    # optimisation: CATR's reference multiplies by squared attention, where rounding grows.
+    tolerance = 5e-5 if name == "catr reference" else 5e-6
     for answer, batch in zip(answers, batches, strict=True):
         expected = np.asarray(forward(variables, batch))
-        np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+        atol = tolerance * np.abs(expected).max()
+        np.testing.assert_allclose(answer, expected, rtol=0, atol=atol)
 
 
 def used(function, *arguments):
