@@ -60,10 +60,12 @@ def make_peaks(
       side: of the matrices. pictures: of 56 x 56 and 256 channels. A GPU is done with the default
         ones in less time than it takes to be told.
     """
-    rng = np.random.default_rng(0)
-    a, b = jnp.asarray(rng.standard_normal((2, side, side), np.float32), dtype)
-    x = jnp.asarray(rng.standard_normal((pictures, 56, 56, 256), np.float32), dtype)
-    kernel = jnp.asarray(rng.standard_normal((3, 3, 256, 256), np.float32), dtype)
+    shapes = ((side, side), (side, side), (pictures, 56, 56, 256), (3, 3, 256, 256))
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    # Drawn where they are used: a processor takes seconds for as many as a GPU is busy with.
+    a, b, x, kernel = (
+        jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)
+    )
 
     @jax.jit
     def convolve(x, kernel):
