@@ -9,8 +9,7 @@
 # .venv, with the extra cuda where there is a driver (a download of gigabytes that is not counted).
 set -euo pipefail
 cd "$(dirname -- "$0")/.."
-# One GPU is checked; and all of it is not taken at once, so that memory can be told.
-export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0} XLA_PYTHON_CLIENT_PREALLOCATE=false
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0} # one GPU is checked
 python=python3
 if ! python3 -c 'import av, cv2, flax, grain, jax, ml_collections, optax, orbax.checkpoint, tensorflow_datasets
 assert jax.default_backend() == "gpu"' 2>/dev/null; then

@@ -28,7 +28,7 @@ HEADER = """\
 
 
 def measure(config: ml_collections.ConfigDict, way: str, count: int, clips: int) -> dict:
-    """Compiles a config's train step for some of the devices that are here.
+    """Compiles a config's train step for some of the CPU devices that are here.
 
     Args:
       way: a key of WAYS. count: devices. clips: a device's, of every step.
@@ -40,10 +40,10 @@ def measure(config: ml_collections.ConfigDict, way: str, count: int, clips: int)
     Raises:
       BadValueError: fewer devices than that.
     """
-    found = jax.devices()
+    found = jax.devices("cpu")
     if len(found) < count:
         raise errors.BadValueError(
-            f"--scaling: {len(found)} devices to compile for, wanted {count}; set "
+            f"--scaling: {len(found)} CPU devices to compile for, wanted {count}; set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={count}."
         )
     config = config.copy_and_resolve_references()

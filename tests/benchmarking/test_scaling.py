@@ -59,8 +59,10 @@ def test_growth_is_from_the_fewest_of_several_devices():
 
 
 def test_more_devices_than_there_are_is_one_line(monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: [None])
-    with pytest.raises(errors.BadValueError, match="1 devices to compile for, wanted 2; set XLA_"):
+    monkeypatch.setattr(jax, "devices", lambda platform: [None])
+    with pytest.raises(
+        errors.BadValueError, match="1 CPU devices to compile for, wanted 2; set XLA_"
+    ):
         scaling.measure(None, "pmap", 2, 1)
 
 

@@ -2,8 +2,8 @@
 
     launch/gpu_check.sh [--minutes 6] [--output gpu_check.json] [--only SECTION ..]
 
-Sections, in order of importance; when the time is up nothing new begins, and what was not run is
-said. Compiling is most of it, and is kept: a second call gets further.
+Sections, in order of importance; nothing begins when the time is up or less is left than what is
+like it took, and what was not run is said. What was compiled is kept: a second call gets further.
 
 peaks      the best rate of a matrix product and of a convolution: what shares below are of
 numbers    three models' logits and a gradient beside the CPU's in float32: largest error, and root

@@ -11,7 +11,8 @@ from tests.faults.small_network import SmallNetwork
 class Attention(NamedTuple):
     """Of frames or clips n: q queries ask k keys, heads of d numbers.
 
-    tiled: by `attend`; else, as in PVTv2, whole. masked: some keys are not to be looked at.
+    tiled: by `attend`; else, as in PVTv2, whole. masked: some last keys are not to be looked at, as
+    the sound of seconds that a clip does not have.
     """
 
     n: int
