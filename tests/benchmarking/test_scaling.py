@@ -1,6 +1,7 @@
 """Weak scaling: what the compiled step of a small model holds and sends on 1, 2, 4, 8 devices."""
 
 import jax
+import ml_collections
 import pytest
 
 from avs_jax import errors
@@ -63,7 +64,7 @@ def test_more_devices_than_there_are_is_one_line(monkeypatch):
     with pytest.raises(
         errors.BadValueError, match="1 CPU devices to compile for, wanted 2; set XLA_"
     ):
-        scaling.measure(None, "pmap", 2, 1)
+        scaling.measure(ml_collections.ConfigDict(), "pmap", 2, 1)
 
 
 def test_a_row_has_a_cell_for_each_title(rows):
