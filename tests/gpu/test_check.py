@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +203,47 @@ def test_attention_is_timed_at_the_shapes_that_the_models_ask_for():
         init_shapes(model, 5, 224)
     wanted = {name: shape[1:5] for name, shape in forms.ATTENTION.items()}
     assert {name: shape for name, shape in wanted.items() if tuple(shape) not in asked} == {}
+
+
+# ---------------------------------------------------------------- the script
+
+
+def write_program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
+def run_script(clone, machines_python, *arguments):
+    """launch/gpu_check.sh in a clone whose .venv notes what pip is to install."""
+    (clone / "launch").mkdir()
+    for name in ("launch/environment.sh", "launch/gpu_check.sh", "setup.cfg"):
+        shutil.copy(ROOT / name, clone / name)
+    for name in ("dirname", "cksum", "cat", "rm"):
+        (clone / "bin").mkdir(exist_ok=True)
+        (clone / "bin" / name).symlink_to(shutil.which(name))
+    write_program(clone / "bin/python3", machines_python)
+    note = f'if [ "$2" = pip ]; then echo "${{@: -1}}" >>{clone}/installed; else echo "venv $*"; fi'
+    write_program(clone / ".venv/bin/python", note)
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    command = [shutil.which("bash"), "launch/gpu_check.sh", *arguments]
+    environment["PATH"] = f"{clone}/bin"
+    return subprocess.run(
+        command, cwd=clone, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_machines_own_jax_is_taken_where_it_sees_a_gpu(tmp_path):
+    sees = '[ "$1" = -c ] || echo "GPU $CUDA_VISIBLE_DEVICES: $*"'
+    out = run_script(tmp_path, sees, "--minutes", "3")
+    assert out == "GPU 0: -m tests.gpu.check --minutes 3\n"
+    assert not (tmp_path / "installed").exists()
+
+
+@pytest.mark.parametrize("driver, extra", [(True, "[cuda]"), (False, "")])
+def test_else_the_extra_cuda_where_there_is_a_driver(tmp_path, driver, extra):
+    if driver:
+        write_program(tmp_path / "bin/nvidia-smi", "exit 0")
+    out = run_script(tmp_path, "exit 1", "--platform", "cpu")
+    assert out == "venv -m tests.gpu.check --platform cpu\n"
+    assert (tmp_path / "installed").read_text() == f"{tmp_path}{extra}\n"
