@@ -9,6 +9,7 @@
     python -m avs_jax.benchmark --model avesformer --train
     python -m avs_jax.benchmark --plan v5e:4x4 --model catr --backbone pvt_v2_b5 --batch_size 64
     python -m avs_jax.benchmark --plan h100:8 --model pcmanet --batch_size 64 --dtype bfloat16
+    python -m avs_jax.benchmark --scaling 1,2,4,8 --config configs/quickstart.py --batch_size 2
 
 Machines differ and drift, so compare within one call: in every round each model runs once, in turn
 forwards and backwards, and times are medians over rounds after one that is not counted. Where the
@@ -32,11 +33,14 @@ the end.
            times are reckoned, with the assumptions beside them. --set NAME=VALUE: config fields.
            Slices as Cloud TPU writes them: v5e:4x4, v6e:2x4, v4:2x2x1, v5p:2x2x1. GPUs, as h100:8,
            need one to compile; there memory and messages are those of CPUs' program.
+--scaling  bytes a device of that training step as devices, forced CPU ones, grow in number with
+           --batch_size clips on each: state, temporaries, messages; they must not grow.
 """
 
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import sys
@@ -87,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from avs_jax.benchmarking import plan  # optax and all of training, for this alone
 
         plan.force_devices(args.plan)
+    if args.scaling:
+        devices.force_cpu_devices(max(args.scaling))
     devices.start_jax()
     timing.check_clock(args.clock)
     about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "clock": args.clock}
@@ -95,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = Shape(args.batch_size, args.seconds, args.size)
     if args.plan:
         about |= tell_plans(args)
+    elif args.scaling:
+        about |= tell_scaling(args)
     elif args.train:
         about |= tell_steps(args, shape)
     elif args.sweep:
@@ -267,15 +275,39 @@ def tell_plans(args: argparse.Namespace) -> dict:
     from avs_jax.benchmarking import plan  # as above
 
     plans = []
-    for spec in args.config or [
-        f"configs/{name}.py:backbone={args.backbone}" for name in args.model.split(",")
-    ]:
-        fields = [f"batch_size={args.batch_size}", f"model.dtype={args.dtype}"]
-        config = plan.read_fields(spec, fields + args.set)
+    for spec, config in read_configs(args, plan.read_fields):
         print(f"{spec} for {args.plan}: compiling", file=sys.stderr, flush=True)
         plans.append(plan.plan_training(args.plan, config))
         print("\n".join(plan.make_lines(plans[-1])), flush=True)
     return {"plans": plans}
+
+
+def tell_scaling(args: argparse.Namespace) -> dict:
+    """Prints what each device holds and sends as they grow in number; the figures."""
+    from avs_jax.benchmarking import plan, scaling  # as above
+
+    told, growth = [], {}
+    print(scaling.HEADER, flush=True)
+    for spec, config in read_configs(args, plan.read_fields):
+        rows = []
+        for way, count in itertools.product(scaling.WAYS, args.scaling):
+            rows.append(scaling.measure(config, way, count, args.batch_size))
+            print(scaling.make_row(rows[-1]), flush=True)
+        told += rows
+        for (way, name), most in scaling.find_growth(rows).items():
+            growth[f"{spec}, {way}, {name}"] = most
+            if most > 1 + scaling.TOLERANCE:
+                print(f"GROWS: {spec}, {way}: {name} bytes a device by {most - 1:.1%}")
+    return {"scaling": told, "growth": growth}
+
+
+def read_configs(args: argparse.Namespace, read) -> list[tuple[str, ml_collections.ConfigDict]]:
+    """(what names it, config) of every training that is asked about, by `plan.read_fields`."""
+    specs = args.config or [
+        f"configs/{name}.py:backbone={args.backbone}" for name in args.model.split(",")
+    ]
+    fields = [f"batch_size={args.batch_size}", f"model.dtype={args.dtype}", *args.set]
+    return [(spec, read(spec, fields)) for spec in specs]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -312,9 +344,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--sweep", nargs="+", default=[], metavar="AXIS=N,N[,..]", help="size, batch, seconds"
     )
     parser.add_argument("--plan", metavar="KIND:SHAPE", help="TPUs or GPUs, see above")
-    parser.add_argument("--config", action="append", default=[], help="of --plan: FILE[:arguments]")
+    parser.add_argument("--scaling", metavar="N,N[,..]", help="numbers of devices, see above")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="of --plan: a config field"
+        "--config", action="append", default=[], help="of --plan, --scaling: FILE[:arguments]"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="of these: a config field"
     )
     parser.add_argument("--clock", default="wall", help="wall, or cpu: of all cores")
     parser.add_argument(
@@ -324,10 +359,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of rounds, in parts of their median: beyond it nothing is concluded (default: 0.2)",
     )
     args = parser.parse_args(argv)
-    chosen = [name for name in ("plan", "train", "sweep", "parts") if getattr(args, name)]
+    chosen = [
+        name for name in ("plan", "scaling", "train", "sweep", "parts") if getattr(args, name)
+    ]
     if len(chosen) > 1:
         raise errors.BadValueError(f"--{' and --'.join(chosen)}: one at a time.")
     sweep.parse_sweep(args.sweep)
+    args.scaling = sweep.parse_counts(args.scaling) if args.scaling else None
     if args.size is None:
         sizes = [zoo.read_about(m)["config"]["data"]["size"] for m in zoo.NAMES if m == args.model]
         args.size = sizes[0] if sizes else 224

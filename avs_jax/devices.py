@@ -6,6 +6,7 @@ over the global batch, and so are statistics of batch normalisation unless `mode
 otherwise.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from logging import CRITICAL, LogRecord, getLogger
@@ -71,6 +72,12 @@ def start_jax(job: hosts.Job | None = None) -> None:
         # Caches that XLA keeps for GPUs: their path is a part of each program's key, so that a
         # folder that was moved, or is mounted elsewhere, would hit nothing.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
+def force_cpu_devices(count: int) -> None:
+    """As many CPU devices; before jax starts, else there are those that there were."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def make_mesh(

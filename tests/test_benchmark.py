@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from avs_jax import benchmark, errors
+from avs_jax.benchmarking import scaling
 from avs_jax.benchmarking.variant import Part
 from avs_jax.training import sharding
 from tests.weights.zoo import stand_in
@@ -183,6 +184,26 @@ def test_sweep_of_one_value_is_an_error(text):
 def test_unknown_axis_is_an_error():
     with pytest.raises(errors.UnknownNameError, match="axis of --sweep 'width'; known: batch, s"):
         parse("--sweep", "width=1,2")
+
+
+def test_scaling_is_told_row_by_row_and_growth_at_the_end(capsys, monkeypatch):
+    def measure(config, way, count, clips):
+        assert config.model.width == 4 and clips == 3
+        row = {"model": "m", "backbone": "b", "way": way, "devices": count, "clips": clips}
+        grows = 100 * (count if way == "pmap" else 1)
+        return row | {"state": 100, "temporary": grows, "messages": 7, "collective": 100}
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    config = "tests/faults/config.py"
+    benchmark.main(
+        ["--scaling=4,1,2", f"--config={config}", "--batch_size=3", "--set=model.width=4"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[2] for line in lines[2:11]] == ["1", "2", "4"] * 3
+    assert lines[11] == f"GROWS: {config}, pmap: temporary bytes a device by 100.0%"
+    figures = json.loads(lines[-1])
+    assert figures["growth"][f"{config}, pmap, temporary"] == 2.0
+    assert len(figures["scaling"]) == 9
 
 
 def test_two_questions_at_once_are_an_error():

@@ -58,6 +58,7 @@ LAZY = {
     ("avs_jax.exporting.runtimes", "openvino"): "180 MB, for a comparison",
     ("avs_jax.benchmarking.timing", "resource"): "does not exist on Windows",
     ("avs_jax.benchmark", "avs_jax.benchmarking.plan"): "what runs a model needs no training",
+    ("avs_jax.benchmark", "avs_jax.benchmarking.scaling"): "what runs a model needs no training",
     ("avs_jax.benchmarking.plan", "jax.experimental"): "reads what libtpu is told",
     ("avs_jax.benchmark", "avs_jax.benchmarking.steps"): "what runs a model needs no training",
     ("avs_jax.benchmark", "avs_jax.training.sharding"): "what runs a model needs no training",
@@ -211,6 +212,7 @@ def test_files_lie_in_the_tests_as_in_the_package():
         "test_readme.py",
         "test_wheel.py",
         "faults/test_torture.py",
+        "gpu/test_check.py",
         "data/avsbench/test_mini_run.py",  # AVSBench from folders to figures
         "launch/test_clusters.py",
         "launch/test_environment.py",

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
@@ -29,6 +29,7 @@ from avs_jax.benchmarking.messages import count_messages
 from avs_jax.config import check_fields, read_config
 from avs_jax.training import state
 from avs_jax.training.program import plan_program
+from avs_jax.training.sharding import on_one_device
 from avs_jax.types import PyTree
 from avs_jax.weights.trained import MATMUL_PRECISIONS
 
@@ -77,8 +78,7 @@ def _count_gpus(topology: str) -> int | None:
 def force_devices(topology: str) -> None:
     """As many CPU devices as GPUs are planned for; before jax starts, else those that there are."""
     if count := _count_gpus(topology):
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", count)
+        devices.force_cpu_devices(count)
 
 
 def find_chips(topology: str) -> tuple[Chip, list[jax.Device]]:
@@ -142,14 +142,13 @@ def read_fields(spec: str, fields: Sequence[str]) -> ml_collections.ConfigDict:
 
 def compile_train_step(
     config: ml_collections.ConfigDict, mesh: Mesh
-) -> tuple[jax.stages.Compiled, PyTree, int]:
-    """The program of a training step as `avs_jax.train` makes it, from shapes; the state's shapes;
-    FLOPs of the step on all devices."""
-    if config.parallel != "sharded":
-        raise errors.BadValueError(
-            f"parallel={config.parallel!r} cannot be planned: jax.pmap compiles for devices that "
-            "are here alone; plan parallel='sharded'."
-        )
+) -> tuple[Callable, PyTree, int]:
+    """The program of a training step as `avs_jax.train` makes it, from shapes (see
+    `sharding.compile_step`); the state's shapes; FLOPs of the step on all devices.
+
+    Raises:
+      BadValueError: a batch that the devices cannot share evenly.
+    """
     devices.check_batch_size(config.batch_size, mesh)
     # By platform it would be chosen for the machine that compiles.
     program = plan_program(
@@ -168,7 +167,16 @@ def compile_train_step(
         jax.eval_shape(program.make_empty_totals(step, batch)),
     )
     compiled = program.compile_step(step, shapes, totals, batch)
-    return compiled, shapes, count_flops(step, shapes, batch)
+    one = on_one_device(step, program.collectives)
+    return compiled, shapes, count_flops(one, shapes, batch)
+
+
+def count_state_bytes(shapes: PyTree) -> int:
+    """What a device holds of arrays of these shapes and shardings."""
+    return sum(
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+        for x in jax.tree.leaves(shapes)
+    )
 
 
 def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
@@ -181,6 +189,11 @@ def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
     Raises:
       BadValueError: see `find_chips`; a batch or fsdp that does not divide; parallel="pmap".
     """
+    if config.parallel != "sharded":
+        raise errors.BadValueError(
+            f"parallel={config.parallel!r} cannot be planned: jax.pmap compiles for devices that "
+            "are here alone; plan parallel='sharded'."
+        )
     chip, found = find_chips(topology)
     mesh = devices.make_mesh(config.fsdp, found)
     hosts = max(1, mesh.size // chip.per_host)
@@ -209,13 +222,9 @@ def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
     about["compile_seconds"] = time.monotonic() - began
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     messages = count_messages(compiled.as_text())
-    state_bytes = sum(
-        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-        for x in jax.tree.leaves(shapes)
-    )
     about |= {
         "fits": True,
-        "state": state_bytes,
+        "state": count_state_bytes(shapes),
         "arguments": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
         "memory": memory.argument_size_in_bytes

@@ -13,6 +13,7 @@ from avs_jax.benchmarking.messages import count_messages
 from avs_jax.benchmarking.variant import Shape
 from avs_jax.training import state
 from avs_jax.training.program import plan_program
+from avs_jax.training.sharding import on_one_device
 
 _FREEZE = ("audio_backbone/.*",)  # as all three papers train
 
@@ -29,7 +30,7 @@ class Step:
         self.label = f"{label} {parallel}"
         mesh = devices.make_mesh(by_process=parallel == "pmap")
         devices.check_batch_size(shape.clips, mesh)
-        program = plan_program(_make_config(fields, shape, parallel), mesh, steps=100)
+        program = plan_program(make_config(fields, shape, parallel), mesh, steps=100)
         step, clips = program.make_step(shape.size), devices.batch_sharding(mesh)
         batch = state.batch_shapes(*shape, clips)
         self._state = program.create_state()
@@ -37,10 +38,9 @@ class Step:
         began = time.perf_counter()
         self._step = program.compile_step(step, self._state, self._totals, batch)
         self._compile_seconds = time.perf_counter() - began
-        axis = program.collectives.axis
-        one = jax.vmap(step, in_axes=None, axis_name=axis, axis_size=1) if axis else step
+        one = on_one_device(step, program.collectives)
         self.flops = count_flops(one, program.state_shapes, batch)
-        self._batch = jax.device_put(_make_batch(batch, fields["num_classes"]), clips)
+        self._batch = jax.device_put(make_batch(batch, fields["num_classes"]), clips)
 
     def run(self) -> jax.Array:
         """One more step; its state is the next one's."""
@@ -62,8 +62,8 @@ class Step:
         }
 
 
-def _make_config(fields: dict, shape: Shape, parallel: str) -> ml_collections.ConfigDict:
-    """What `avs_jax.train` would read, for a model's fields."""
+def make_config(fields: dict, shape: Shape, parallel: str) -> ml_collections.ConfigDict:
+    """What `avs_jax.train` would read, for a model's fields (those of `models.get_model`)."""
     config = {
         "parallel": parallel,
         "seed": 0,
@@ -85,8 +85,8 @@ def _make_config(fields: dict, shape: Shape, parallel: str) -> ml_collections.Co
     return ml_collections.ConfigDict(config)
 
 
-def _make_batch(shapes: dict[str, jax.ShapeDtypeStruct], num_classes: int) -> dict[str, jax.Array]:
-    """Noise, half of it background."""
+def make_batch(shapes: dict[str, jax.ShapeDtypeStruct], num_classes: int) -> dict[str, jax.Array]:
+    """Noise of the shapes of `state.batch_shapes`, half of it background."""
     rng = np.random.default_rng(0)
     batch = {name: jnp.ones(x.shape, x.dtype) for name, x in shapes.items()}
     batch["frames"] = jnp.asarray(rng.integers(0, 256, shapes["frames"].shape, np.uint8))

@@ -35,6 +35,23 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
+def parse_counts(text: str) -> list[int]:
+    """ "1,2,4,8" -> [1, 2, 4, 8].
+
+    Raises:
+      BadValueError: not two or more different numbers from 1 to 64, which is what a machine can
+        stand in for.
+    """
+    words = text.split(",")
+    numbers = sorted({int(x) for x in words if x.isdecimal()})
+    if len(numbers) != len(words) or len(numbers) < 2 or not 1 <= numbers[0] <= numbers[-1] <= 64:
+        raise errors.BadValueError(
+            f"--scaling {text}: wanted two or more different numbers of devices from 1 to 64, "
+            "e.g. --scaling 1,2,4,8."
+        )
+    return numbers
+
+
 def shapes_of(axis: str, values: Sequence[int], base: Shape) -> list[Shape]:
     """`base` with each of the values on that axis."""
     return [base._replace(**{AXES[axis][0]: value}) for value in values]

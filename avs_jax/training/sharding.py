@@ -90,13 +90,18 @@ def check_parallel(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def on_one_device(step: Callable, collectives: Collectives) -> Callable:
+    """`step` to be traced by itself: else its sums would be over an axis that is not there."""
+    if collectives.axis is None:
+        return step
+    return jax.vmap(step, in_axes=None, axis_name=collectives.axis, axis_size=1)
+
+
 def name_numbers(
     step: Callable, collectives: Collectives, state: PyTree, batch: PyTree
 ) -> tuple[str, ...]:
     """Of the numbers that `step(state, batch) -> (state, numbers)` gives; arguments or shapes."""
-    if collectives.axis is not None:  # else its sums would be over an axis that is not there
-        step = jax.vmap(step, in_axes=None, axis_name=collectives.axis, axis_size=1)
-    return tuple(jax.eval_shape(step, state, batch)[1])
+    return tuple(jax.eval_shape(on_one_device(step, collectives), state, batch)[1])
 
 
 def compile_step(

@@ -91,7 +91,7 @@ def test_a_slice_that_cannot_be_is_refused(topology):
 
 def test_pmap_cannot_be_planned():
     with pytest.raises(errors.BadValueError, match="plan parallel='sharded'"):
-        plan.compile_train_step(make_config(parallel="pmap"), devices.make_mesh())
+        plan.plan_training("h100:8", make_config(parallel="pmap"))
 
 
 def test_what_does_not_fit_is_told_with_what_to_set():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from avs_jax import errors
 from avs_jax.benchmarking import sweep
 from avs_jax.benchmarking.variant import Shape
 
@@ -23,3 +24,13 @@ def test_one_axis_moves_and_the_others_stay():
 def test_exponent_is_of_pixels_clips_or_seconds(axis, values, costs, exponent):
     shapes = sweep.shapes_of(axis, values, Shape(1, 5, 224))
     assert sweep.fit_exponent(axis, shapes, costs) == pytest.approx(exponent)
+
+
+def test_numbers_of_devices_are_read():
+    assert sweep.parse_counts("8,1,2") == [1, 2, 8]
+
+
+@pytest.mark.parametrize("text", ["4", "2,2", "a,2", "0,2", "1,65", "1,,2", ""])
+def test_numbers_of_devices_that_make_no_row_are_refused(text):
+    with pytest.raises(errors.BadValueError, match=f"--scaling {text}: wanted two or more"):
+        sweep.parse_counts(text)
