@@ -5,8 +5,8 @@
 ONNX Runtime's own quantisation: weights in int8 with a scale a channel, activations in uint8 whose
 ranges are those of a few clips (static calibration). What is not quantised, and why:
 
-- log-mel and everything else outside of the backbones: differences of large numbers before a
-  logarithm, and attention; together a few per cent of the weights of a small model.
+- What is outside of the backbones (of `lite` 6 % of the weights): log-mel, attention, evidence, the
+  decoder. Not measured in int8: of products with a bias ONNX Runtime 1.32 fails to quantise some.
 - The last convolution of each backbone, and its classifier. Evidence takes roots and logarithms of
   probabilities near 0, for which 256 steps are too few: on 44 clips of stamps' test `lite` loses
   0.009 mIoU with them in int8 and nothing without.
@@ -35,8 +35,9 @@ from avs_jax.types import Float, UInt8
 # What runtimes make one int8 operation of.
 KINDS = ("Conv", "Relu", "Clip")
 BACKBONES = ("backbone", "audio_backbone")  # modules of every model
-# Of `Agreement`, what a model must reach to be written: see `check`.
-LEAST_IOU, MOST_DIFFERENCE = 0.8, 0.02
+# Of `Agreement`, what a model must reach to be written. On clips of stamps' test `lite` has 0.88 and
+# 0.007, and loses 0.005 mIoU; with weights of 7 bits 0.83 and 0.010, and loses 0.010.
+LEAST_IOU, MOST_DIFFERENCE = 0.85, 0.02
 
 Clip = dict[str, UInt8[np.ndarray, "b t h w 3"] | Float[np.ndarray, "b s"]]
 

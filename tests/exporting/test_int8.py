@@ -111,7 +111,7 @@ def test_masks_that_are_too_far_from_the_models_are_refused(int8, write):
 @pytest.mark.parametrize(
     ("iou", "difference", "told"),
     [
-        (0.79, 0.0, r"IoU of their masks is 0\.790 \(wanted 0\.8 or more\)\. Not"),
+        (0.79, 0.0, r"IoU of their masks is 0\.790 \(wanted 0\.85 or more\)\. Not"),
         (1.0, 0.03, r"clips: probabilities differ by 0\.030 \(allowed 0\.02\)"),
         (1.0, float("nan"), "probabilities differ by nan"),
     ],
