@@ -35,8 +35,8 @@ from avs_jax.types import Float, UInt8
 # What runtimes make one int8 operation of.
 KINDS = ("Conv", "Relu", "Clip")
 BACKBONES = ("backbone", "audio_backbone")  # modules of every model
-# Of `Agreement`, what a model must reach to be written. On clips of stamps' test `lite` has 0.88 and
-# 0.007, and loses 0.005 mIoU; with weights of 7 bits 0.83 and 0.010, and loses 0.010.
+# Of `Agreement`, what a model must reach to be written. On clips of stamps' test `lite` has 0.88
+# and 0.007, and loses 0.005 mIoU; with weights of 7 bits 0.83 and 0.010, and loses 0.010.
 LEAST_IOU, MOST_DIFFERENCE = 0.85, 0.02
 
 Clip = dict[str, UInt8[np.ndarray, "b t h w 3"] | Float[np.ndarray, "b s"]]
