@@ -4,6 +4,7 @@
     avs-jax export WORKDIR --output FILE.npz
     avs-jax export CONVERTED --config configs/pcmanet.py:subset=s4 --output FILE.npz
     avs-jax export --output FILE.onnx             for ONNX Runtime, OpenVINO and others
+    avs-jax export --output FILE.onnx --int8      smaller, and faster there
 
 FILE.npz holds a `jax.export` program (StableHLO for CPU, CUDA and TPU) and its weights.
 Normalisation, resizing and log-mel are inside. To run it, jax and flatbuffers are enough:
@@ -33,7 +34,9 @@ default 1), the manifest is in its metadata:
     (probabilities,) = session.run(None, {"frames": frames, "waveform": waveform})
     manifest = session.get_modelmeta().custom_metadata_map["manifest"]
 
-Either is run and compared with the model first; one that gives other numbers is not written.
+Either is run and compared with the model first; one that gives other numbers is not written. With
+--int8 (exporting/int8.py: what is in int8, and what not) it gives other numbers: its masks are
+compared with the model's on clips, and are not to be far from them.
 """
 
 import argparse
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             known = {name: jnp.asarray(x) for name, x in weights.items()}
             segment = functools.partial(make_segment(loaded), known)
             inputs = input_shapes(args.batch or 1, seconds, size)
-            difference = write_onnx(loaded, weights, args, segment, inputs)
+            told = write_onnx(loaded, weights, args, segment, inputs)
             runs_by = "ONNX Runtime, OpenVINO and others"
         else:
             program = export_program(loaded, weights, args.batch, seconds, size)
@@ -89,10 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             manifest = describe_program(loaded, program, weights, args, difference)
             write(args.output, program, weights, manifest)
             runs_by = ", ".join(PLATFORMS)
+            told = f"it differs from the model by {difference:.0e} at most"
     print(
         f"{args.output}: {loaded.config.model.name} of {args.model}, step {loaded.step}, "
         f"{os.path.getsize(args.output) / 1e6:.1f} MB, for {runs_by}; opened again and run here, "
-        f"it differs from the model by {difference:.0e} at most."
+        f"{told}."
     )
     if args.time:
         print(time_onnx(args.output, segment, inputs, args.time))
@@ -131,7 +135,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of an .onnx file: then time it here by ONNX Runtime and OpenVINO beside XLA",
     )
     add("--half", action="store_true", help="keep weights in float16: half the size")
+    add(
+        "--int8",
+        action="store_true",
+        help="of an .onnx file: the backbones' convolutions in int8, calibrated on clips",
+    )
+    add(
+        "--data_dir",
+        metavar="DIR",
+        help="for --int8: where the model's data set is (default: its config's; where there is "
+        "none, drawings)",
+    )
     args = parser.parse_args(argv)
+    check_arguments(args)
+    return args
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises BadValueError or NotFoundError for what cannot be asked for."""
     for name in ("batch", "size", "seconds", "time"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -142,6 +163,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if args.time and not args.output.endswith(".onnx"):
         raise errors.BadValueError("--time is for .onnx files; `avs-jax benchmark` times XLA.")
+    if args.int8 and not args.output.endswith(".onnx"):
+        raise errors.BadValueError(
+            f"--int8 is for .onnx files, not for {args.output}; --half makes an .npz file smaller."
+        )
+    if args.int8 and args.half:
+        raise errors.BadValueError("--int8 and --half: wanted one of the two.")
+    if args.data_dir and not args.int8:
+        raise errors.BadValueError("--data_dir is where --int8 finds its clips; add --int8.")
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if args.output.endswith(".onnx") and missing:
         raise errors.NotFoundError(
@@ -151,7 +180,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     folder = os.path.dirname(os.path.abspath(args.output))
     if not os.path.isdir(folder):
         raise errors.NotFoundError(f"--output {args.output}: there is no folder {folder}.")
-    return args
 
 
 def half(loaded: Loaded) -> dict[str, np.ndarray]:
@@ -321,20 +349,30 @@ def write_onnx(
     args: argparse.Namespace,
     segment: Callable,
     inputs: Mapping[str, jax.ShapeDtypeStruct],
-) -> float:
-    """Writes an .onnx file; the largest difference of a probability from the model's.
+) -> str:
+    """Writes an .onnx file; returns how far it is from the model, in words.
 
     Raises:
       BadValueError: the model cannot be written as ONNX, or gives other numbers there.
+      NotFoundError: for --int8, there are no clips in --data_dir.
     """
-    from avs_jax.exporting import onnx_file
+    from avs_jax.exporting import clips, int8, onnx_file
 
     model, difference = onnx_file.make(segment, inputs, half=args.half)
     output = jax.eval_shape(segment, *inputs.values())
     manifest = describe(loaded, weights, args, list(inputs.values()), output, difference)
     manifest["versions"] |= onnx_file.versions()
+    told = f"it differs from the model by {difference:.0e} at most"
+    if args.int8:
+        examples = clips.take_clips(loaded.config.data, inputs, args.data_dir)
+        model, agreement = int8.quantise(model, examples, loaded.threshold)
+        manifest["int8"] = agreement._asdict()
+        told = (
+            f"on {agreement.clips} clips its masks have an IoU of {agreement.iou:.3f} with the "
+            f"model's and its probabilities differ by {agreement.difference:.4f} in the mean"
+        )
     write_whole(args.output, onnx_file.to_bytes(model, manifest))
-    return difference
+    return told
 
 
 def time_onnx(

@@ -32,7 +32,8 @@ def load(name, num_classes=1, data="sounding_shapes", size=32):
 
     shapes = init_shapes(model, 2, size)
     variables = jax.tree_util.tree_map_with_path(lambda path, x: fill(path, x.shape), shapes)
-    about = {"name": data, "size": size, "seconds": 2, "alignment": "paper"}
+    about = {"name": data, "subset": "ms3", "data_dir": "nowhere"}
+    about |= {"size": size, "seconds": 2, "alignment": "paper"}
     config = ml_collections.FrozenConfigDict({"model": fields, "data": about})
     return trained.Loaded(config, model, variables, 7)
 
@@ -171,6 +172,9 @@ def test_weights_beyond_float16_are_refused_by_name():
         (["--output", "nowhere/a.npz"], "there is no folder .*nowhere"),
         (["--output", "a.npz", "--batch", "0"], "--batch=0: wanted 1 or more"),
         (["--output", "a.npz", "--time", "3"], r"--time is for \.onnx files"),
+        (["--output", "a.npz", "--int8"], r"--int8 is for \.onnx files, not for a\.npz"),
+        (["--output", "a.onnx", "--int8", "--half"], "--int8 and --half: wanted one"),
+        (["--output", "a.onnx", "--data_dir", "x"], "--data_dir is where --int8 finds its clips"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(options, told, tmp_path, monkeypatch):
@@ -236,3 +240,21 @@ def test_an_onnx_file_is_timed_beside_xla(run, simple, onnx, capsys):
     simple(0.0)
     run(load("avesformer"), "--time", "1", "--half", output="model.onnx")
     assert "ONNX Runtime" in capsys.readouterr().out.split("ratio")[-1]
+
+
+def test_a_model_in_int8_says_how_far_its_masks_are_the_models(run, onnx, capsys):
+    session = onnx[1].InferenceSession(run(load("avesformer"), "--int8", output="model.onnx"))
+    frames, waveform = noise(1)
+    (found,) = session.run(None, {"frames": frames, "waveform": waveform})
+    assert found.shape == (1, 2, 32, 32, 1)
+    agreement = json.loads(session.get_modelmeta().custom_metadata_map["manifest"])["int8"]
+    assert agreement["clips"] == 16 and 0.8 < agreement["iou"] <= 1
+    captured = capsys.readouterr()
+    assert "on 16 clips its masks have an IoU of" in captured.out
+    assert "calibrated on drawings" in captured.err
+
+
+def test_int8_without_clips_where_they_are_said_to_be_is_refused(run, onnx, tmp_path):
+    with pytest.raises(errors.NotFoundError, match="build it with"):
+        run(load("avesformer"), "--int8", "--data_dir", "empty", output="model.onnx")
+    assert not list(tmp_path.iterdir())

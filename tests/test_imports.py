@@ -53,6 +53,8 @@ LAZY = {
     ): "running a model needs jax and flax alone; this resamples files",
     ("avs_jax.demo", "gradio"): "of the extra `demo`; 3 s",
     ("avs_jax.demo", "starlette.middleware"): "Gradio brings it",
+    ("avs_jax.export", "avs_jax.exporting.clips"): "decodes data, for --int8 alone",
+    ("avs_jax.export", "avs_jax.exporting.int8"): "needs the extra `onnx`",
     ("avs_jax.export", "avs_jax.exporting.onnx_file"): "needs the extra `onnx`",
     ("avs_jax.export", "avs_jax.exporting.runtimes"): "needs the extra `onnx`",
     ("avs_jax.exporting.runtimes", "openvino"): "180 MB, for a comparison",

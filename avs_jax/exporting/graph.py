@@ -60,6 +60,9 @@ class Graph:
 
     Args:
       half: keep constants that float16 holds exactly in float16.
+
+    Attributes:
+      within: the modules that the nodes to come are of; their names begin with it.
     """
 
     def __init__(self, half: bool = False):
@@ -69,6 +72,7 @@ class Graph:
         self._names: dict[tuple, str] = {}  # of constants, by what they hold
         self._half = half
         self._count = 0
+        self.within = ""
 
     def name(self, kind: str) -> str:
         """A new name."""
@@ -83,7 +87,8 @@ class Graph:
     def outputs_of(self, kind: str, inputs: Sequence[str], outputs: int, **attributes) -> list[str]:
         """Adds a node of several outputs; their names."""
         names = [self.name(kind) for _ in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        name = "/".join(filter(None, [self.within, names[0]]))
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name, **attributes))
         return names
 
     def constant(self, array: np.ndarray | Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from onnx import helper
 
 from avs_jax import errors
 from avs_jax.exporting import contractions, operators
-from avs_jax.exporting.graph import Graph, Tensor, Value, describe
+from avs_jax.exporting.graph import Graph, Tensor, Value, describe, squash
 
 # A primitive that calls a function -> the parameter that holds it.
 CALLS = {
@@ -95,17 +95,16 @@ class Writer:
     def _equation(self, equation, values: list[Value]) -> list[Value]:
         name, params = equation.primitive.name, equation.params
         if name in CALLS:
-            self._within.append(str(equation.source_info.name_stack))
-            found = self.run(params[CALLS[name]], values)
-            self._within.pop()
-            return found
+            return self._run_within(equation, params[CALLS[name]], values)
         if name == "platform_index":
             return [np.asarray(pick_platform(params["platforms"]), np.int32)]
         if name == "cond" and isinstance(values[0], np.ndarray):
             branches = params["branches"]
-            return self.run(branches[np.clip(values[0], 0, len(branches) - 1)], values[1:])
+            taken = branches[np.clip(values[0], 0, len(branches) - 1)]
+            return self._run_within(equation, taken, values[1:])
         if all(isinstance(x, np.ndarray) for x in values):
             return evaluate(equation, values)
+        self._graph.within = modules(equation, self._within)
         try:
             found = self._write(equation, values)
         except operators.Unsupported as error:
@@ -114,6 +113,13 @@ class Writer:
                 "export to .npz instead."
             ) from error
         self._made |= {x: Made(name, values) for x in found if isinstance(x, Tensor)}
+        return found
+
+    def _run_within(self, equation, jaxpr, values: Sequence[Value]) -> list[Value]:
+        """The outputs of a function that an operation calls."""
+        self._within.append(str(equation.source_info.name_stack))
+        found = self.run(jaxpr, values)
+        self._within.pop()
         return found
 
     def _write(self, equation, values: list[Value]) -> list[Value]:
@@ -127,6 +133,8 @@ class Writer:
         if name in operators.ELEMENTWISE or name in operators.BOOLEAN:
             if (x := self._input_of_relu(name, values)) is not None:
                 return [operators.relu(graph, out, x)]
+            if (clipped := self._input_of_clip(name, values)) is not None:
+                return [operators.clip(graph, out, *clipped)]
             return [operators.write_elementwise(name, graph, out, values, params)]
         if name not in TABLE:
             raise operators.Unsupported("not in the tables")
@@ -147,6 +155,19 @@ class Writer:
             return None
         x = made.values[0]
         return x if isinstance(values[1], Tensor) and x == values[1] else None
+
+    def _input_of_clip(self, name: str, values: list[Value]) -> list[Value] | None:
+        """x, low and high, where this is min(max(x, low), high) of two numbers, in any order."""
+        if name != "min" or (found := number_and_tensor(values)) is None:
+            return None
+        high, clipped = found
+        made = self._made.get(clipped)
+        if made is None or made.primitive != "max":
+            return None
+        if (found := number_and_tensor(made.values)) is None:
+            return None
+        low, x = found
+        return [x, low, high]
 
     def _scan(
         self,
@@ -235,6 +256,15 @@ def is_zero(value: Value) -> bool:
     return isinstance(value, np.ndarray) and not value.any()
 
 
+def number_and_tensor(values: Sequence[Value]) -> tuple[np.ndarray, Tensor] | None:
+    """Of two values, in any order: one known number, however often, and what is not known."""
+    for number, tensor in (values, values[::-1]):
+        known = isinstance(number, np.ndarray) and isinstance(tensor, Tensor)
+        if known and (one := squash(number)).size == 1:
+            return one.reshape(()), tensor
+    return None
+
+
 def pick_platform(platforms: Sequence) -> int:
     """Index of the branch for platforms without a name, else the first."""
     return next((i for i, names in enumerate(platforms) if names is None), 0)
@@ -260,7 +290,12 @@ def evaluate(equation, values: list[np.ndarray]) -> list[np.ndarray]:
     return list(map(np.asarray, found if primitive.multiple_results else [found]))
 
 
+def modules(equation, within: Sequence[str]) -> str:
+    """Of what module an operation is: names from the outermost inwards; "" if of none."""
+    return "/".join(filter(None, [*within, str(equation.source_info.name_stack)]))
+
+
 def place(equation, within: Sequence[str]) -> str:
-    """Where in the model an operation comes from: the names of modules."""
-    modules = "/".join(filter(None, [*within, str(equation.source_info.name_stack)]))
-    return f"in {modules}" if modules else "outside of modules"
+    """Where in the model an operation comes from, in words."""
+    names = modules(equation, within)
+    return f"in {names}" if names else "outside of modules"

@@ -160,6 +160,12 @@ def relu(graph: Graph, out: Out, x: Value) -> Value:
     return elementwise(graph, out, [x], functools.partial(graph.node, "Relu"))
 
 
+def clip(graph: Graph, out: Out, x: Value, low: np.ndarray, high: np.ndarray) -> Value:
+    """Between two numbers: what runtimes fold into the convolution before it."""
+    ends = [graph.constant(end.astype(out.dtype)) for end in (low, high)]
+    return elementwise(graph, out, [x], lambda name: graph.node("Clip", name, *ends))
+
+
 def same(graph: Graph, out: Out, x: Value, **params) -> Value:
     """What changes no number."""
     return x

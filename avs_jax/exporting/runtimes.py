@@ -1,6 +1,7 @@
 """An ONNX model run by this machine's ONNX Runtime or OpenVINO, and what that takes beside XLA."""
 
 import importlib.util
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,8 @@ def start_openvino(data: bytes) -> Callable[..., np.ndarray]:
     """
     if importlib.util.find_spec("openvino") is None:
         raise errors.NotFoundError("OpenVINO is not installed: pip install openvino.")
+    # With this module its import tells Google Analytics, from a forked process; without, nobody.
+    sys.modules.setdefault("openvino_telemetry", None)
     import openvino
 
     core = openvino.Core()
@@ -62,7 +65,11 @@ class Cost(NamedTuple):
 
 
 def time_runtimes(
-    data: bytes, segment: Callable, inputs: Mapping[str, np.ndarray], rounds: int
+    data: bytes,
+    segment: Callable,
+    inputs: Mapping[str, np.ndarray],
+    rounds: int,
+    others: Mapping[str, bytes] | None = None,
 ) -> dict[str, Cost]:
     """Cost by runtime: XLA, ONNX Runtime and, where it is installed, OpenVINO.
 
@@ -70,14 +77,15 @@ def time_runtimes(
 
     Args:
       data: of the ONNX file that `segment`, a function of jax, was written to.
+      others: further ONNX files of it by what they are called, e.g. "int8".
     """
     compiled = jax.jit(segment)
-    runs = {
-        "XLA": lambda **inputs: np.asarray(compiled(*inputs.values())),
-        "ONNX Runtime": start_onnxruntime(data),
-    }
+    starts = {"ONNX Runtime": start_onnxruntime}
     if importlib.util.find_spec("openvino") is not None:
-        runs["OpenVINO"] = start_openvino(data)
+        starts["OpenVINO"] = start_openvino
+    runs = {"XLA": lambda **inputs: np.asarray(compiled(*inputs.values()))}
+    for called, file in {"": data, **(others or {})}.items():
+        runs |= {f"{name} {called}".strip(): start(file) for name, start in starts.items()}
     outputs = {name: run(**inputs) for name, run in runs.items()}
     times = {name: np.zeros((2, rounds)) for name in runs}
     for i in range(rounds):
@@ -97,10 +105,10 @@ def time_runtimes(
 
 def to_table(costs: Mapping[str, Cost]) -> str:
     """A line a runtime."""
-    lines = [f"{'':12}  {'ms':>8}  {'ratio':>6}  {'CPU ms':>8}  {'ratio':>6}  {'difference':>10}"]
+    lines = [f"{'':18}  {'ms':>8}  {'ratio':>6}  {'CPU ms':>8}  {'ratio':>6}  {'difference':>10}"]
     for name, cost in costs.items():
         lines.append(
-            f"{name:12}  {cost.seconds * 1e3:8.1f}  {cost.ratio:6.3f}  "
+            f"{name:18}  {cost.seconds * 1e3:8.1f}  {cost.ratio:6.3f}  "
             f"{cost.cpu_seconds * 1e3:8.1f}  {cost.cpu_ratio:6.3f}  {cost.difference:10.1e}"
         )
     return "\n".join(lines)

@@ -168,6 +168,35 @@ def test_relu_is_one_operator_however_it_is_written_and_lets_nan_through(onnx):
         np.testing.assert_array_equal(found, [0, 0, 2, np.nan])
 
 
+def test_clipping_is_one_operator_whichever_way_round_and_lets_nan_through(onnx):
+    x = np.array([-1.0, 0.5, 9.0, np.nan], np.float32)
+    for function in (jax.nn.relu6, lambda x: jnp.clip(x, 0, 6)):
+        found, model = run(onnx, function, x)
+        assert kinds(model) == ["Clip", "Identity"]
+        np.testing.assert_array_equal(found, [0, 0.5, 6, np.nan])
+
+
+def test_clipping_by_what_is_not_known_is_no_clip(onnx):
+    x, y = RNG.normal(size=(2, 8)).astype(np.float32)
+    for function in (
+        lambda x, y: jnp.minimum(jnp.maximum(x, y), 0.1),
+        lambda x, y: jnp.minimum(jnp.maximum(x, 0.1), y),
+        lambda x, y: jnp.minimum(jnp.maximum(x, 0.1), jnp.arange(8.0) / 8),
+    ):
+        found, _ = run(onnx, function, x, y)
+        np.testing.assert_array_equal(found, function(x, y))
+
+
+def test_nodes_are_named_by_their_modules_inside_jit_and_branches_too(onnx):
+    def function(x):
+        with jax.named_scope("backbone"):
+            return jax.jit(depthwise_conv)(x, jnp.asarray(DEPTHWISE)) + 1
+
+    _, model = run(onnx, function, np.ones((2, 5, 6, 4), np.float32))
+    (convolution,) = (x.name for x in model.graph.node if x.op_type == "Conv")
+    assert convolution.startswith("backbone/") and convolution.split("/")[-1].startswith("Conv_")
+
+
 def test_another_choice_by_sign_is_no_relu(onnx):
     x, y = RNG.normal(size=(2, 8)).astype(np.float32)
     for function in (lambda x, y: jnp.where(x <= 0, 0, y), lambda x, y: jnp.where(x <= 1, 0, x)):

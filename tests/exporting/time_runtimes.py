@@ -1,6 +1,7 @@
 """Times XLA, ONNX Runtime and OpenVINO on whole models, with random weights but for `lite`.
 
     python -m tests.exporting.time_runtimes lite pcmanet,resnet50 avesformer,resnet50 --rounds 10
+    python -m tests.exporting.time_runtimes lite --rounds 10 --int8 --data_dir data/media
 
 One clip of five frames of 224. Not a test: minutes, and its figures are of the machine.
 """
@@ -13,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from avs_jax import export
-from avs_jax.exporting import onnx_file, runtimes
+from avs_jax.exporting import clips, int8, onnx_file, runtimes
 from avs_jax.models import get_model
 from avs_jax.models.forward import init_shapes
 from avs_jax.weights import open_model, zoo
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--int8", action="store_true", help="in int8, too")
+    parser.add_argument("--data_dir", metavar="DIR", help="where the clips for --int8 are")
     args = parser.parse_args()
     for name in args.models:
         loaded = load(name, args.size, args.seconds)
@@ -61,8 +64,14 @@ def main() -> None:
         model, difference = onnx_file.make(segment, inputs)
         _, example = next(onnx_file.examples(inputs))
         data = model.SerializeToString()
-        costs = runtimes.time_runtimes(data, segment, example, args.rounds)
         print(f"{name}: {len(data) / 1e6:.1f} MB, {len(model.graph.node)} nodes, {difference:.1e}")
+        others = {}
+        if args.int8:
+            calibration = clips.take_clips(loaded.config.data, inputs, args.data_dir)
+            small, agreement = int8.quantise(model, calibration, loaded.threshold)
+            others["int8"] = small.SerializeToString()
+            print(f"int8: {len(others['int8']) / 1e6:.1f} MB, {agreement}")
+        costs = runtimes.time_runtimes(data, segment, example, args.rounds, others)
         print(runtimes.to_table(costs), flush=True)
 
 
