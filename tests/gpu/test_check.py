@@ -15,6 +15,7 @@ import pytest
 from avs_jax import errors
 from avs_jax.models import get_model
 from avs_jax.models.forward import init_shapes
+from tests import quick_xla
 from tests.gpu import check, forms
 from tests.gpu.numbers import compare
 from tests.gpu.report import (
@@ -33,8 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(*arguments):
     # One device, as on the machines that it is for, and little of compiling.
-    flags = "--xla_backend_optimization_level=0"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_xla.FLAGS}
     command = [sys.executable, "-m", "tests.gpu.check", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
