@@ -64,6 +64,8 @@ def looks_at_frames_alone(loaded: Loaded) -> bool:
 
 
 def _frame_by_frame(network: Callable) -> Callable:
+    network = jax.jit(network)  # traced once, for its shape and for its program
+
     def forward(variables, batch):
         b, t = batch["frame_mask"].shape
         sounds = batch["waveform"].reshape(b * t, 1, -1)
