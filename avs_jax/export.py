@@ -66,8 +66,8 @@ from avs_jax.weights.converted import flatten, unflatten
 from avs_jax.weights.trained import Loaded
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Of probabilities, between the program that was written and the model it comes from: both are
-# compiled from the same operations, in another order at most.
+# Of the largest probability, between the program that was written and the model it comes from: both
+# are compiled from the same operations, in another order at most.
 TOLERANCE = 1e-4
 
 
@@ -267,7 +267,7 @@ def check(
     Returns the largest difference of a probability.
 
     Raises:
-      BadValueError: it is more than TOLERANCE: such a program is not to be used.
+      BadValueError: it is more than TOLERANCE of the largest one: such a program is not to be used.
     """
     frames, waveform = program.in_avals[-2:]
     rng = np.random.default_rng(0)
@@ -279,10 +279,12 @@ def check(
     found = np.asarray(jax.jit(reopened.call)(dict(weights), *noise))
     wanted = np.asarray(jax.jit(make_segment(loaded))(dict(weights), *noise))
     difference = float(np.abs(found - wanted).max())
-    if not difference <= TOLERANCE:
+    # `lite` is all but silent at noise: a fixed bound would let anything of it pass.
+    allowed = TOLERANCE * float(wanted.max())
+    if not difference <= allowed:  # NaN neither
         raise errors.BadValueError(
             f"the exported program differs from the model by {difference:.2g}, allowed are "
-            f"{TOLERANCE}: not written. Please report it with the versions of jax and jaxlib."
+            f"{allowed:.2g}: not written. Please report it with the versions of jax and jaxlib."
         )
     return difference
 

@@ -106,11 +106,12 @@ def test_the_lines_of_the_help_give_the_models_numbers_without_its_code(run, tmp
 
 @pytest.fixture
 def simple(monkeypatch):
-    """`simple(shift)`: from now on models mark what is red, and a little more."""
+    """`simple(shift)`: from now on models mark what is red, and a little more, `scale` of it."""
 
-    def install(shift):
+    def install(shift, scale=1.0):
         def segment(weights, frames, waveform):
-            return frames[..., :1].astype(np.float32) / 255.0 + shift * waveform[0, 0] ** 0
+            red = frames[..., :1].astype(np.float32) / 255.0
+            return scale * (red + shift * waveform[0, 0] ** 0)
 
         monkeypatch.setattr(export, "make_segment", lambda loaded: segment)
 
@@ -130,16 +131,21 @@ def test_a_batch_can_be_fixed_for_an_older_jax(run, simple):
     np.testing.assert_allclose(found, frames[..., :1] / 255.0, atol=1e-6)
 
 
-def test_a_program_that_gives_other_numbers_is_not_written(run, simple, monkeypatch, tmp_path):
-    simple(0.0)
+@pytest.mark.parametrize("scale, told", [(1.0, r"0\.1"), (1e-3, "0.0001")])  # loud, all but silent
+def test_a_program_that_gives_other_numbers_is_not_written(
+    run, simple, monkeypatch, tmp_path, scale, told
+):
+    simple(0.0, scale)
     deserialize = jax.export.deserialize
 
     def open_and_change_the_model(data):
-        simple(0.1)
+        simple(0.1, scale)
         return deserialize(data)
 
     monkeypatch.setattr(export.jax_export, "deserialize", open_and_change_the_model)
-    with pytest.raises(errors.BadValueError, match=r"differs from the model by 0\.1.*not written"):
+    with pytest.raises(
+        errors.BadValueError, match=f"differs from the model by {told}.*not written"
+    ):
         run(load("avesformer"))
     assert not list(tmp_path.iterdir())
 
