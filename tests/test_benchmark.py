@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from avs_jax import benchmark, errors
+from avs_jax import benchmark, errors, models
 from avs_jax.benchmarking import scaling
 from avs_jax.benchmarking.variant import Part
 from avs_jax.training import sharding
@@ -194,6 +194,7 @@ def test_scaling_is_told_row_by_row_and_growth_at_the_end(capsys, monkeypatch):
         return row | {"state": 100, "temporary": grows, "messages": 7, "collective": 100}
 
     monkeypatch.setattr(scaling, "measure", measure)
+    monkeypatch.setitem(models.MODELS, "small_network", None)  # the config sets it: not for good
     config = "tests/faults/config.py"
     benchmark.main(
         ["--scaling=4,1,2", f"--config={config}", "--batch_size=3", "--set=model.width=4"]

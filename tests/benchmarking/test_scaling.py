@@ -4,7 +4,7 @@ import jax
 import ml_collections
 import pytest
 
-from avs_jax import errors
+from avs_jax import errors, models
 from avs_jax.benchmarking import plan, scaling
 
 COUNTS = (1, 2, 8)
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 def rows():
     # Wide enough for one array (64 x 512) that is worth being split.
     config = plan.read_fields("tests/faults/config.py:steps=4", ["model.width=512", "data.size=16"])
-    return [scaling.measure(config, way, n, clips=1) for way in scaling.WAYS for n in COUNTS]
+    yield [scaling.measure(config, way, n, clips=1) for way in scaling.WAYS for n in COUNTS]
+    del models.MODELS[config.model.name]  # which the config made known, for programs
 
 
 def pick(rows, way, name):

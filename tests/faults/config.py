@@ -5,13 +5,14 @@
 A second or two of work beside starting the program; on 16 clips of 2 s and 32 x 32 pixels.
 """
 
-import tests.faults.small_network  # noqa: F401 (from now on it is known by its name)
 from configs import common
+from tests.faults import small_network
 
 
 def get_config(arguments: str | None = None):
     """steps: of 6 clips, so that a pass over 16 ends within one of them."""
     arg = common.parse_arguments(arguments, steps=6)
+    small_network.register()
     config = common.get_config()
     common.fill_subset(config, "sounding_shapes", "ms3")
     config.model.name = "small_network"

@@ -45,7 +45,7 @@ from avs_jax.data import open_split
 from avs_jax.data.avsbench import build
 from avs_jax.training.sharding import MODES
 from tests.gpu import attending
-from tests.gpu.forms import FULL, SMALLEST, Form
+from tests.gpu.forms import FULL, SMALLEST, Form, register
 from tests.gpu.numbers import PRECISIONS, Reference, compare, compute
 from tests.gpu.report import FAILED, OUT_OF_MEMORY, TIME_WAS_UP, Budget, Column, Report
 
@@ -238,6 +238,7 @@ SECTIONS: dict[str, Callable[[Check], None]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
+    register()
     budget = Budget(args.minutes)
     on_gpu = start(args.platform)
     about = describe_machine() | {"minutes": args.minutes, "form": "full" if on_gpu else "smallest"}

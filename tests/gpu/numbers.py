@@ -26,7 +26,7 @@ from avs_jax.models.forward import make_forward
 from avs_jax.training import state
 from avs_jax.training.program import plan_program
 from avs_jax.types import PyTree
-from tests.gpu.forms import FORMS
+from tests.gpu.forms import FORMS, register
 from tests.gpu.report import Budget, TimeIsUpError
 
 # How it computes -> (dtype, matmul_precision).
@@ -135,6 +135,7 @@ class Reference:
 
 
 def main(folder: str, form: str) -> None:
+    register()
     chosen = FORMS[form]
     for name, fields in chosen.networks.items():
         numbers, weights = compute(fields, chosen.numbers_shape, "float32, highest")
