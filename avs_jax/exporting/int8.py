@@ -147,17 +147,27 @@ def compare(
     """How far the masks and probabilities of two models are alike.
 
     Of several classes the likeliest is what counts, and `threshold` does not.
+
+    Raises:
+      BadValueError: `model` marks nothing on any of the clips: whatever did so would be like it.
     """
     runs = [start_onnxruntime(x.SerializeToString()) for x in (model, small)]
-    ious, differences, flipped = [], [], []
+    ious, differences, flipped, marks = [], [], [], False
     for clip in clips:
         wanted, found = (run(**clip) for run in runs)  # b t h w k
         differences.append(np.abs(found - wanted).mean())
         masks = [decide(x, threshold) for x in (wanted, found)]
+        marks |= bool(masks[0].any())
         flipped.append((masks[0] != masks[1]).mean())
         for a, b in zip(*(x.reshape(-1, *x.shape[-2:]) for x in masks), strict=True):
             union = ((a > 0) | (b > 0)).sum()
             ious.append(((a > 0) & (a == b)).sum() / union if union else 1.0)
+    if not marks:
+        raise errors.BadValueError(
+            f"--int8: the model marks nothing on the {len(clips)} clips that it is compared on, "
+            "which says nothing of it in int8. Not written; give clips like those it is for "
+            "(--data_dir)."
+        )
     means = (float(np.mean(x)) for x in (ious, differences, flipped))
     return Agreement(len(clips), *means)
 

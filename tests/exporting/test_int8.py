@@ -129,3 +129,9 @@ def test_a_model_without_a_backbone_is_refused(int8, write):
 def test_of_several_classes_the_likeliest_is_the_mask(int8):
     probabilities = np.float32([[0.2, 0.5, 0.3], [0.6, 0.4, 0.0]]).reshape(1, 1, 1, 2, 3)
     np.testing.assert_array_equal(int8.decide(probabilities, 0.1).ravel(), [1, 0])
+
+
+def test_clips_on_which_nothing_is_marked_show_nothing_and_are_refused(int8, write):
+    told = "marks nothing on the 2 clips that it is compared on, .* Not written"
+    with pytest.raises(errors.BadValueError, match=told):
+        int8.quantise(write(), make_clips(), 1.0)  # no probability is above it
