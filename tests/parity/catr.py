@@ -6,6 +6,7 @@ Layout there: maps [frames channels h w], tokens [tokens frames channels].
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from avs_jax import convert, models
@@ -13,7 +14,7 @@ from avs_jax.layers.losses import means
 from avs_jax.layers.losses import total as total_of
 from avs_jax.layers.set_criterion import layer_losses, make_targets
 from avs_jax.models.catr import answer
-from tests.parity import fill
+from tests.parity import fill, halves
 
 BACKBONES = {
     "catr_pvt_s4": "pvt_v2_b5",
@@ -39,10 +40,15 @@ LOSSES = {  # ours -> published
 }
 
 
-def variables_of(fixture):
+@functools.lru_cache(maxsize=2)  # both networks, which several tests take
+def convert_weights(network):
     state = {f"audio_backbone.{name}": x for name, x in fill.weights("vggish").items()}
-    state |= fill.weights(fixture.removesuffix("_448"))
-    return convert.from_torch("catr", state, backbone=BACKBONES[fixture])
+    state |= fill.weights(network)
+    return convert.from_torch("catr", state, backbone=BACKBONES[network])
+
+
+def variables_of(fixture):
+    return convert_weights(fixture.removesuffix("_448"))
 
 
 def make_batch():
@@ -128,7 +134,7 @@ def inputs(fixture, dtype):
     frames = fill.uniform("catr/frames", (5, 3, side, side), -2, 2).transpose(0, 2, 3, 1)[None]
     log_mel = fill.uniform("catr/audio", (5, 1, 96, 64), -4, 1)[:, 0][None]
     cast = functools.partial(jax.tree.map, lambda x: np.asarray(x, dtype))
-    return cast((variables_of(fixture), frames, log_mel))
+    return jax.tree.map(jnp.asarray, cast((variables_of(fixture), frames, log_mel)))
 
 
 def run(fixture, dtype=np.float32):
@@ -137,14 +143,8 @@ def run(fixture, dtype=np.float32):
         model = models.get_model("catr", backbone=BACKBONES[fixture], dtype=np.dtype(dtype).name)
 
         @jax.jit
-        def forward(variables, frames, log_mel, batch):
-            outputs, state = model.apply(
-                variables,
-                frames,
-                log_mel,
-                capture_intermediates=is_compared,
-                mutable="intermediates",
-            )
+        def decide(variables, seen, log_mel, batch):
+            outputs, state = halves.decide(model, variables, seen, log_mel, capture=is_compared)
             total = total_of(models.get_loss("catr")(outputs, batch))
             targets = make_targets(batch["label"], batch["label_mask"], 1, 8)
             layers = [
@@ -163,7 +163,10 @@ def run(fixture, dtype=np.float32):
             terms = [means(terms) | {"matched": matched} for terms, matched in layers]
             return outputs, state["intermediates"], total, terms
 
-        outputs, found, total, terms = forward(*inputs(fixture, dtype), make_batch())
+        variables, frames, log_mel = inputs(fixture, dtype)
+        seen, state = halves.see(model, variables, frames, capture=is_compared)
+        outputs, found, total, terms = decide(variables, seen, log_mel, make_batch())
+        found |= state["intermediates"]
         return collect(outputs, found), float(total), jax.device_get(terms)
 
 
@@ -198,22 +201,21 @@ def gradients(dtype=np.float32):
     with jax.enable_x64(dtype == np.float64):
         variables, frames, log_mel = inputs(fixture, dtype)
         sound = variables["params"].pop("audio_backbone")
+        statistics = variables["batch_stats"]
         model = models.get_model("catr", backbone=BACKBONES[fixture], dtype=np.dtype(dtype).name)
 
         @jax.jit
-        def compute(params, sound, statistics, frames, log_mel, batch):
-            def total(params):
-                variables = {
-                    "params": {**params, "audio_backbone": sound},
-                    "batch_stats": statistics,
-                }
-                outputs = model.apply(variables, frames, log_mel)
-                return total_of(models.get_loss("catr")(outputs, batch))
+        def decide(params, sound, statistics, seen, log_mel, batch):
+            variables = {"params": {**params, "audio_backbone": sound}, "batch_stats": statistics}
+            outputs, _ = halves.decide(model, variables, seen, log_mel)
+            return total_of(models.get_loss("catr")(outputs, batch))
 
-            return jax.grad(total)(params)
+        def total(params):
+            variables = {"params": params, "batch_stats": statistics}
+            seen, _ = halves.see(model, variables, frames)
+            return decide(params, sound, statistics, seen, log_mel, make_batch())
 
-        params, statistics = variables["params"], variables["batch_stats"]
-        grads = compute(params, sound, statistics, frames, log_mel, make_batch())
+        grads = jax.grad(total)(variables["params"])
     whole = {"params": {**grads, "audio_backbone": sound}, "batch_stats": statistics}
     named = convert.to_torch("catr", whole, backbone=BACKBONES[fixture])
     statistics = ("running_mean", "running_var")

@@ -16,7 +16,7 @@ from avs_jax.backbones.resnet import max_pool
 from avs_jax.layers.losses import means
 from avs_jax.layers.losses import total as total_of
 from avs_jax.models.pcmanet import lay_out, pool_tokens
-from tests.parity import fill
+from tests.parity import fill, halves
 
 NETWORKS = {  # fixture -> fields of the model
     "pcmanet_resnet50_s4": {"backbone": "resnet50", "groups": 4},
@@ -49,6 +49,7 @@ PVT_MODULES |= {
 }
 CAPTURED = {f"backbone/{name}" for name in (*RESNET_MODULES.values(), *PVT_MODULES.values())}
 CAPTURED |= {"backbone", "backbone/bn1"}
+CAPTURED_INSIDE = ("block1_0",)  # attn and mlp
 
 
 def companion(name):
@@ -81,14 +82,18 @@ def is_stored(module, method):
     return len(path) > 0 and path[-1] not in ("conv", "norm") and method == "__call__"
 
 
+def flatten(state):
+    """What was captured, by "path/of/module/method"."""
+    return traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
+
+
 def run(fixture, variables, frames, log_mel, target, *, train=False):
-    """One jit: outputs, intermediates, new statistics, losses, gradients of all but VGGish.
+    """Outputs, intermediates, new statistics, losses, gradients of all but VGGish.
 
     `target` bool[b 224 224]: of the first frame of each clip, the only labelled one in S4.
     """
     # Picture backbone in evaluation mode while the decoder trains, as in the training fixture.
-    fields = NETWORKS[fixture] | {"frozen": ("backbone",)}
-    model = models.get_model("pcmanet", **fields, remat="blocks")  # 4 GB instead of 9
+    model = models.get_model("pcmanet", **NETWORKS[fixture], frozen=("backbone",))
     loss = models.get_loss("pcmanet")
     b, t = frames.shape[:2]
     first = np.arange(t) == 0
@@ -97,32 +102,36 @@ def run(fixture, variables, frames, log_mel, target, *, train=False):
         "label_mask": np.broadcast_to(first, (b, t)),
         "frame_mask": np.ones((b, t), bool),
     }
+    learnt, statistics = dict(variables["params"]), variables["batch_stats"]
+    frozen = learnt.pop("audio_backbone")
+    frames, log_mel = jnp.asarray(frames), jnp.asarray(log_mel)
+    mode = {"train": train, "capture": False if train else is_stored}
 
-    def total(learnt, frozen, statistics, frames, log_mel, batch):
-        outputs, state = model.apply(
-            {"params": {**learnt, "audio_backbone": frozen}, "batch_stats": statistics},
-            frames,
-            log_mel,
-            train=train,
-            mutable=["batch_stats", "intermediates"],
-            capture_intermediates=False if train else is_stored,
-        )
+    @jax.jit
+    def decide(learnt, frozen, statistics, seen, log_mel, batch):
+        variables = {"params": {**learnt, "audio_backbone": frozen}, "batch_stats": statistics}
+        outputs, state = halves.decide(model, variables, seen, log_mel, **mode)
         terms = loss(outputs, batch)
         return total_of(terms), (means(terms), outputs, state)
 
-    learnt = dict(variables["params"])
-    frozen = learnt.pop("audio_backbone")
-    call = jax.jit(jax.value_and_grad(total, has_aux=True))
-    (value, (parts, outputs, state)), gradients = call(
-        learnt, frozen, variables["batch_stats"], frames, log_mel, batch
+    def total(learnt):
+        variables = {"params": learnt, "batch_stats": statistics}
+        seen, found = halves.see(model, variables, frames, **mode, apart=CAPTURED_INSIDE)
+        value, (parts, outputs, state) = decide(
+            learnt, frozen, found["batch_stats"], seen, log_mel, batch
+        )
+        return value, (parts, outputs, state["batch_stats"], flatten(found) | flatten(state))
+
+    (value, (parts, outputs, updated, sown)), gradients = jax.value_and_grad(total, has_aux=True)(
+        learnt
     )
     losses = [float(parts[f"output{k}"]) for k in STAGES]
     zeros = {"audio_backbone": jax.tree.map(jnp.zeros_like, frozen)}
-    learnt = {"params": gradients | zeros, "batch_stats": state["batch_stats"]}
+    learnt = {"params": gradients | zeros, "batch_stats": updated}
     return {
         "losses": np.array([*losses, float(value)]),
         "outputs": outputs,
-        "sown": traverse_util.flatten_dict(state.get("intermediates", {}), sep="/"),
+        "sown": sown,
         "state": to_torch(fixture, learnt),
     }
 

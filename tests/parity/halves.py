@@ -1,0 +1,60 @@
+"""A published network as two programs, `see` and `decide`; of a PVTv2, as one a kind of block.
+
+PVTv2-B5 has 52 blocks of four kinds. In one jit every block is traced and compiled by itself, with
+gradients for minutes; here each kind is, once. What runs is the model's own code.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from avs_jax.backbones import pvt_v2
+
+MUTABLE = ["batch_stats", "intermediates"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def call_block(block, params, x):
+    return jax.checkpoint(block.apply)({"params": params}, x)  # keeps for gradients what goes in
+
+
+def share_blocks(apart=()):
+    """An interceptor of flax, for evaluation; `apart`: blocks whose inside is captured."""
+
+    def call(function, args, kwargs, context):
+        block = context.module
+        of_network = isinstance(block, pvt_v2.Block) and block.path  # without: in `call_block`
+        if not of_network or block.name in apart:
+            return function(*args, **kwargs)
+        x, train = args
+        assert not train
+        # Their own rate, of training, is all in which blocks of a kind differ.
+        kind = block.clone(parent=None, name=None, drop_path=0.0)
+        return call_block(kind, block.variables["params"], x)
+
+    return call
+
+
+def see(model, variables, frames, *, capture=False, train=False, apart=()):
+    """(what was seen, state) by `model.see`: to be called outside of a jit."""
+    call = functools.partial(
+        model.apply, method="see", train=train, mutable=MUTABLE, capture_intermediates=capture
+    )
+    if not isinstance(model.backbone, pvt_v2.PVTv2):
+        return jax.jit(call)(variables, frames)
+    with nn.intercept_methods(share_blocks(apart)):
+        return call(variables, frames)
+
+
+def decide(model, variables, seen, log_mel, *, capture=False, train=False):
+    """(outputs, state) by `model.decide`: to be called inside of a jit."""
+    return model.apply(
+        variables,
+        seen,
+        log_mel,
+        method="decide",
+        train=train,
+        mutable=MUTABLE,
+        capture_intermediates=capture,
+    )
