@@ -128,11 +128,15 @@ def sums(workdir, step):
 
 
 @pytest.fixture(scope="module")
-def whole_run(run, tmp_path_factory):
-    """A run of six steps that nobody disturbed."""
+def guarded_run(run, tmp_path_factory):
+    """(workdir, what it printed) of six steps that nobody disturbed, nor an implicit transfer."""
     workdir = tmp_path_factory.mktemp("whole")
-    finish(run(workdir, steps=6))
-    return workdir
+    return workdir, finish(run(workdir, steps=6, program="tests.training.guarded_train"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(guarded_run):
+    return guarded_run[0]
 
 
 @pytest.fixture(scope="module")
@@ -413,10 +417,10 @@ def test_a_run_stops_early_draws_pictures_and_writes_a_trace(run_small, tmp_path
 
 
 @pytest.mark.slow
-def test_the_loop_makes_no_implicit_transfer(run, tmp_path):
-    output = finish(run(tmp_path, steps=6, program="tests.training.guarded_train"))
+def test_the_loop_makes_no_implicit_transfer(guarded_run):
+    workdir, output = guarded_run
     assert "steps without an implicit transfer: 6" in output
-    assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(losses(workdir)) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
