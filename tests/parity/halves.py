@@ -12,15 +12,21 @@ import jax
 from avs_jax.backbones import pvt_v2
 
 MUTABLE = ["batch_stats", "intermediates"]
+NO_OPTIONS = {}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def call_block(block, params, x):
-    return jax.checkpoint(block.apply)({"params": params}, x)  # keeps for gradients what goes in
+@functools.cache
+def make_call(**compiler_options):
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options or None)
+    def call_block(block, params, x):
+        return jax.checkpoint(block.apply)({"params": params}, x)  # keeps for gradients its inputs
+
+    return call_block
 
 
-def share_blocks(apart=()):
+def share_blocks(apart, options):
     """An interceptor of flax, for evaluation; `apart`: blocks whose inside is captured."""
+    call_block = make_call(**options)
 
     def call(function, args, kwargs, context):
         block = context.module
@@ -36,14 +42,17 @@ def share_blocks(apart=()):
     return call
 
 
-def see(model, variables, frames, *, capture=False, train=False, apart=()):
-    """(what was seen, state) by `model.see`: to be called outside of a jit."""
+def see(model, variables, frames, *, capture=False, train=False, apart=(), options=NO_OPTIONS):
+    """(what was seen, state) by `model.see`: to be called outside of a jit.
+
+    `options`: of XLA's compiler; in a gradient there may be none.
+    """
     call = functools.partial(
         model.apply, method="see", train=train, mutable=MUTABLE, capture_intermediates=capture
     )
     if not isinstance(model.backbone, pvt_v2.PVTv2):
-        return jax.jit(call)(variables, frames)
-    with nn.intercept_methods(share_blocks(apart)):
+        return jax.jit(call, compiler_options=options or None)(variables, frames)
+    with nn.intercept_methods(share_blocks(apart, options)):
         return call(variables, frames)
 
 
