@@ -14,13 +14,13 @@ Parameter names follow the published file: patch_embed1.proj, block1_0.attn.kv, 
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from avs_jax import errors
-from avs_jax.layers.conv import DepthwiseConv, PatchConv
+from avs_jax.layers.attention import attend
+from avs_jax.layers.conv import Conv, DepthwiseConv, PatchConv
 from avs_jax.layers.dropout import Dropout
 from avs_jax.layers.regime import Regime
 from avs_jax.layers.remat import rematerialised
@@ -47,7 +47,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
         pad = self.size // 2
-        x = nn.Conv(
+        x = Conv(
             self.width,
             (self.size, self.size),
             (self.stride, self.stride),
@@ -80,7 +80,7 @@ class Attention(nn.Module):
             context = _layer_norm(epsilon=EPSILON_DEFAULT, dtype=self.dtype, name="norm")(context)
         key_value = dense(2 * channels, name="kv")(context.reshape(-1, channels))
         key_value = key_value.reshape(n, -1, 2, *heads)  # first half of the channels: keys
-        out = jax.nn.dot_product_attention(
+        out = attend(
             query.reshape(n, height * width, *heads), key_value[:, :, 0], key_value[:, :, 1]
         )
         out = dense(channels, name="proj")(out.reshape(-1, channels))
