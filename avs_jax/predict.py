@@ -158,7 +158,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--matmul_precision",
         choices=MATMUL_PRECISIONS,
         help="of products in float32 (default: as the run's config says; converted weights: "
-        "highest)",
+        "highest, but on a CPU its default)",
     )
     live = parser.add_argument_group("live").add_argument
     live(

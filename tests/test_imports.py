@@ -221,6 +221,7 @@ def test_files_lie_in_the_tests_as_in_the_package():
         "media/test_fuzz.py",
         "models/test_losses.py",
         "models/test_see_and_decide.py",
+        "parity/test_time_published.py",
         "weights/zoo/test_lite.py",  # the weights that are shipped
     }
     assert set(missing) == of_several_files

@@ -11,6 +11,7 @@ import pytest
 from avs_jax import errors, predict
 from avs_jax.media import video
 from avs_jax.models import get_model
+from avs_jax.prediction import masks
 from avs_jax.weights import trained
 from tests.test_predict import make_film, read_masks
 from tests.weights.zoo import stand_in
@@ -40,8 +41,9 @@ def loaded(fill_variables):
         (7, None, None, "DEFAULT"),
         (7, None, "highest", "HIGHEST"),
         (7, "highest", None, "HIGHEST"),
-        (0, None, "default", "HIGHEST"),  # converted weights
-        (0, "default", None, "DEFAULT"),
+        (0, None, None, "DEFAULT"),  # converted weights, on a CPU
+        (0, None, "highest", "HIGHEST"),
+        (0, "highest", None, "HIGHEST"),
     ],
 )
 def test_program_is_lowered_with_the_precision(loaded, step, asked, config, expected):
@@ -55,6 +57,12 @@ def test_program_is_lowered_with_the_precision(loaded, step, asked, config, expe
     assert all(expected in line for line in convolutions)
 
 
+def test_converted_weights_are_multiplied_exactly_where_it_is_not_a_cpu(loaded, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert masks.choose_precision(loaded._replace(step=0)) == "highest"
+    assert masks.choose_precision(loaded) is None
+
+
 def test_program_segments_a_film_with_a_model(tmp_path, loaded, monkeypatch, capsys):
     monkeypatch.setattr(predict, "open_model", lambda directory, which, config: loaded)
     monkeypatch.setattr(predict.devices, "start_jax", lambda: None)
@@ -63,9 +71,9 @@ def test_program_segments_a_film_with_a_model(tmp_path, loaded, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     predict.main([path, *arguments])
     assert video.probe("out.mp4").has_audio
-    masks = read_masks(tmp_path / "masks")
-    assert list(masks) == ["000000.500.png", "000001.500.png", "000002.500.png"]
-    assert all(set(np.unique(mask).tolist()) <= {0, 255} for mask in masks.values())
+    marked = read_masks(tmp_path / "masks")
+    assert list(marked) == ["000000.500.png", "000001.500.png", "000002.500.png"]
+    assert all(set(np.unique(mask).tolist()) <= {0, 255} for mask in marked.values())
     printed = capsys.readouterr().out
     assert "avesformer of run, step 7" in printed
     assert "x real time" in printed

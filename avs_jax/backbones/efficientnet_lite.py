@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avs_jax import errors
-from avs_jax.layers.conv import DepthwiseConv
+from avs_jax.layers.conv import Conv, DepthwiseConv
 from avs_jax.layers.dropout import Dropout
 from avs_jax.layers.norm import BatchNorm
 from avs_jax.layers.regime import Regime
@@ -85,7 +85,7 @@ class MBConv(nn.Module):
             return _batch_norm(self.regime, dtype=self.dtype, name=name)(x, train, frame_mask)
 
         conv = partial(
-            nn.Conv,
+            Conv,
             kernel_size=(1, 1),
             use_bias=False,
             kernel_init=conv_init,
@@ -138,7 +138,7 @@ class EfficientNetLite(nn.Module):
         return [i for i, stride in enumerate(nexts) if stride > 1][1:]
 
     def setup(self):
-        conv = partial(nn.Conv, use_bias=False, kernel_init=conv_init, dtype=self.dtype)
+        conv = partial(Conv, use_bias=False, kernel_init=conv_init, dtype=self.dtype)
         self.conv_stem = conv(self.stem_width, (3, 3), (2, 2), padding="SAME")
         self.bn0 = _batch_norm(self.regime, dtype=self.dtype)
         block = rematerialised(MBConv, self.remat, static_argnums=(2,))

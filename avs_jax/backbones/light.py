@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avs_jax.backbones.resnet import ResNet, conv_init
+from avs_jax.layers.conv import Conv
 from avs_jax.layers.norm import BatchNorm
 from avs_jax.layers.regime import Regime
 from avs_jax.types import Array, Bool, Float
@@ -62,7 +63,7 @@ class AudioCNN(nn.Module):
         ) / 2.5  # about zero mean and unit variance: log-mel is -4.6 .. 2
         x = x.astype(self.dtype)
         for i, width in enumerate(self.widths, start=1):
-            x = nn.Conv(
+            x = Conv(
                 width,
                 (3, 3),
                 (2, 2),

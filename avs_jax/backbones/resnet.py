@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from avs_jax.layers.conv import Conv
 from avs_jax.layers.norm import BatchNorm
 from avs_jax.layers.regime import Regime
 from avs_jax.layers.relu import relu
@@ -29,7 +30,7 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 def _conv(width: int, size: int, stride: int, name: str, dtype: Any) -> nn.Conv:
     pad = 0 if size == stride else (size - 1) // 2  # patches do not overlap the border
-    return nn.Conv(
+    return Conv(
         width,
         (size, size),
         (stride, stride),

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from avs_jax.layers.conv import Conv
 from avs_jax.layers.regime import Regime
 from avs_jax.types import Array, Bool, Float
 
@@ -47,7 +48,7 @@ class VGGish(nn.Module):
                 x = nn.max_pool(x, (2, 2), (2, 2))
                 continue
             index, width = layer
-            x = nn.Conv(width, (3, 3), dtype=self.dtype, name=f"features_{index}")(x)
+            x = Conv(width, (3, 3), dtype=self.dtype, name=f"features_{index}")(x)
             x = nn.relu(x)
         # Changes no value (they come out of a ReLU; NaN stays NaN), but parts the convolutions from
         # the dense layers: in one fusion of both, XLA for CPU (jax 0.10) takes seven times as long

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from avs_jax import errors
-from avs_jax.layers.conv import DepthwiseConv
+from avs_jax.layers.conv import Conv, DepthwiseConv
 from avs_jax.layers.norm import BatchNorm
 from avs_jax.layers.regime import Regime
 from avs_jax.media.audio import LOG_OFFSET
@@ -85,7 +85,7 @@ class SeparableLayer(nn.Module):
             name="depthwise_conv",
         )(x)
         x = nn.relu(norm(x, "depthwise_bn"))
-        x = nn.Conv(self.width, (1, 1), use_bias=False, dtype=self.dtype, name="pointwise_conv")(x)
+        x = Conv(self.width, (1, 1), use_bias=False, dtype=self.dtype, name="pointwise_conv")(x)
         return nn.relu(norm(x, "pointwise_bn"))
 
 
@@ -102,7 +102,7 @@ class YAMNet(nn.Module):
         return LAYERS[-1][0]
 
     def setup(self):
-        self.conv1 = nn.Conv(
+        self.conv1 = Conv(
             STEM_WIDTH, (3, 3), (2, 2), padding="SAME", use_bias=False, dtype=self.dtype
         )
         self.bn1 = _batch_norm(self.regime, dtype=self.dtype)

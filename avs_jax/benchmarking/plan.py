@@ -214,7 +214,7 @@ def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
     }
     began = time.monotonic()
     try:
-        compiled, shapes, flops = compile_train_step(config, mesh)
+        compiled, shapes, flops = compile_train_step(_without_shortcuts(config, found), mesh)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -237,6 +237,18 @@ def plan_training(topology: str, config: ml_collections.ConfigDict) -> dict:
         "checkpoint": sum(x.dtype.itemsize * math.prod(x.shape) for x in jax.tree.leaves(shapes)),
     }
     return about | reckon(about, chip, config)
+
+
+def _without_shortcuts(
+    config: ml_collections.ConfigDict, found: Sequence[jax.Device]
+) -> ml_collections.ConfigDict:
+    """The config, but for CPUs that stand in for GPUs at a precision at which they compute as these
+    do (`layers.conv.convolve`)."""
+    if found[0].platform != "cpu" or config.matmul_precision:
+        return config
+    exact = config.copy_and_resolve_references()
+    exact.matmul_precision = "highest"
+    return exact
 
 
 def reckon(about: dict, chip: Chip, config: ml_collections.ConfigDict) -> dict:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.layers.conv import Conv
 from avs_jax.types import Array, Float, Int
 
 
@@ -88,8 +89,8 @@ class EvidenceReader(nn.Module):
         denied = jnp.log(jnp.square(best) + 1e-3) - log_peak  # -6.9 .. 0
         inputs = [evidence, denied / 3, jnp.broadcast_to(peak, best.shape)]
         x = jnp.concatenate(inputs, axis=-1).astype(self.dtype)
-        x = jax.nn.gelu(nn.Conv(self.dim, (1, 1), dtype=self.dtype, name="conv1")(x))
-        maps = nn.Conv(self.dim, (1, 1), dtype=self.dtype, name="conv2")(x)
+        x = jax.nn.gelu(Conv(self.dim, (1, 1), dtype=self.dtype, name="conv1")(x))
+        maps = Conv(self.dim, (1, 1), dtype=self.dtype, name="conv2")(x)
 
         loudest = jnp.sqrt(heard.max(-1, keepdims=True))
         frame = [evidence.max((1, 2)), evidence.mean((1, 2)), loudest, denied.mean((1, 2)) / 3]

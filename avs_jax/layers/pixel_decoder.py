@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avs_jax.layers.conv import Conv
 from avs_jax.layers.resize import resize_nearest
 from avs_jax.types import Array, Float
 
@@ -26,14 +27,14 @@ class PixelDecoder(nn.Module):
     ) -> Float[Array, "n _ _ e"]:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # kaiming, a = 1
         conv = functools.partial(
-            nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=init, dtype=self.dtype
+            Conv, kernel_size=(3, 3), padding=1, kernel_init=init, dtype=self.dtype
         )
         adapters = itertools.count(1)
         steps = zip(self.widths, [None, *laterals], strict=True)
         for i, (width, lateral) in enumerate(steps, start=1):
             if lateral is not None:
                 name = f"adapter{next(adapters)}"
-                side = nn.Conv(x.shape[-1], (1, 1), kernel_init=init, dtype=self.dtype, name=name)
+                side = Conv(x.shape[-1], (1, 1), kernel_init=init, dtype=self.dtype, name=name)
                 x = resize_nearest(x, lateral.shape[1:3]) + side(lateral)
             x = conv(width, name=f"conv{i}")(x)
             norm = nn.GroupNorm(

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avs_jax.layers.conv import convolve
 from avs_jax.types import Array, Float
 
 
@@ -59,7 +60,7 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         if size > 1:
             dims = ("NHWC", "HWIO", "NHWC")
-            return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, dims) + bias
+            return convolve(x, kernel, (1, 1), "SAME", dimension_numbers=dims) + bias
         # 1x1 as matmuls: the gradient of XLA's grouped convolution is 20x slower on CPUs.
         grouped = x.reshape(-1, self.groups, width)
         kernel = kernel.reshape(width, self.groups, -1)

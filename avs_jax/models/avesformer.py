@@ -24,10 +24,9 @@ The paper's two observations, and the fields that switch their cures off:
 Published scores (mIoU, of the paper, not of this code): S4 79.9, MS3 57.9, AVSS 31.2.
 
 Our choices: positions, norms, widths of neck and head, PQG depth, and the size of the decoder's
-map. It is the real-time model of the three, so that the decoder works at 1/16 and its head refines
-its map by C3 and C2 (`refine`): half the FLOPs of PCMANet, and cost in proportion to pixels. With
-`decoder_stride=8, refine=()` all of the decoder is at 1/8 and a wider head goes from there to 1/4:
-twice as much to compute (README, "What it costs").
+map. It is the real-time model of the three: the decoder works at 1/16 and its head refines its map
+by C3 and C2 (`refine`), half the FLOPs of PCMANet. With `decoder_stride=8, refine=()` it is all
+at 1/8 and a wider head goes from there to 1/4: twice as much (README, "What it costs").
 
 The auxiliary heads (`num_tags`, `num_semantic`, off by default) are not of the paper. Nor is what
 makes a small network of it on two pretrained classifiers, off by default too
@@ -50,6 +49,7 @@ from avs_jax.data.evidence import make_table
 from avs_jax.layers import losses
 from avs_jax.layers.attention import FeedForward, MultiHeadAttention
 from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
+from avs_jax.layers.conv import Conv
 from avs_jax.layers.evidence import (
     EvidenceReader,
     discount_logits,
@@ -105,13 +105,13 @@ class Neck(nn.Module):
                 )
                 maps = standard(maps, train, frame_mask)
             width = widths.get(level, self.dim)
-            x = nn.Conv(width, (1, 1), dtype=self.dtype, name=f"lateral_c{level}")(maps)
+            x = Conv(width, (1, 1), dtype=self.dtype, name=f"lateral_c{level}")(maps)
             lateral.append(norm(x, f"lateral_c{level}_norm"))
         c2, c3, c4, c5 = lateral
         x = c4 + resize_bilinear(c5, c4.shape[1:3])
         if self.stride == 8:
             x = c3 + resize_bilinear(x, c3.shape[1:3])
-        x = nn.Conv(self.dim, (3, 3), dtype=self.dtype, name="smooth")(x)
+        x = Conv(self.dim, (3, 3), dtype=self.dtype, name="smooth")(x)
         return norm(x, "smooth_norm"), c2, c3
 
 
@@ -154,9 +154,9 @@ class EarlyStage(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w d"]) -> Float[Array, "n h w d"]:
         dim = x.shape[-1]
-        y = nn.Conv(dim, (3, 3), dtype=self.dtype, name="conv1")(x)
+        y = Conv(dim, (3, 3), dtype=self.dtype, name="conv1")(x)
         y = jax.nn.gelu(_group_norm(self.norm_groups, dtype=self.dtype, name="norm1")(y))
-        y = nn.Conv(dim, (3, 3), dtype=self.dtype, name="conv2")(y)
+        y = Conv(dim, (3, 3), dtype=self.dtype, name="conv2")(y)
         return x + _group_norm(self.norm_groups, dtype=self.dtype, name="norm2")(y)
 
 
@@ -204,11 +204,11 @@ class Head(nn.Module):
         self, x: Float[Array, "n h w d"], c2: Float[Array, "n h4 w4 d"]
     ) -> Float[Array, "n h4 w4 k"]:
         x = resize_bilinear(x, c2.shape[1:3]) + c2
-        x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv1")(x)
+        x = Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv1")(x)
         x = jax.nn.relu(_group_norm(self.norm_groups, dtype=self.dtype, name="norm1")(x))
-        x = jax.nn.gelu(nn.Conv(self.widths[1], (3, 3), dtype=self.dtype, name="conv2")(x))
+        x = jax.nn.gelu(Conv(self.widths[1], (3, 3), dtype=self.dtype, name="conv2")(x))
         # The last layer in float32: the logits feed losses and thresholds.
-        return nn.Conv(self.num_classes, (1, 1), name="logits")(x.astype(jnp.float32))
+        return Conv(self.num_classes, (1, 1), name="logits")(x.astype(jnp.float32))
 
 
 class RefiningHead(nn.Module):
@@ -231,15 +231,15 @@ class RefiningHead(nn.Module):
         c3: Float[Array, "n h2 w2 d3"],
     ) -> Float[Array, "n h4 w4 k"]:
         for width, lateral, stride in zip(self.refine, (c3, c2), (8, 4), strict=True):
-            x = nn.Conv(width, (1, 1), dtype=self.dtype, name=f"narrow{stride}")(x)
+            x = Conv(width, (1, 1), dtype=self.dtype, name=f"narrow{stride}")(x)
             x = jnp.concatenate([resize_bilinear(x, lateral.shape[1:3]), lateral], axis=-1)
-            x = nn.Conv(width, (3, 3), dtype=self.dtype, name=f"conv{stride}")(x)
+            x = Conv(width, (3, 3), dtype=self.dtype, name=f"conv{stride}")(x)
             norm = _group_norm(self.norm_groups, dtype=self.dtype, name=f"norm{stride}")
             x = jax.nn.relu(norm(x))
-        x = jax.nn.gelu(nn.Conv(self.last_width, (3, 3), dtype=self.dtype, name="last")(x))
+        x = jax.nn.gelu(Conv(self.last_width, (3, 3), dtype=self.dtype, name="last")(x))
         # Most pixels are silent: the first steps need not learn that. Float32 as in `Head`.
         rare = nn.initializers.constant(-2.0)
-        logits = nn.Conv(self.num_classes, (1, 1), bias_init=rare, name="logits")
+        logits = Conv(self.num_classes, (1, 1), bias_init=rare, name="logits")
         return logits(x.astype(jnp.float32))
 
 

@@ -50,7 +50,7 @@ import jax.numpy as jnp
 from avs_jax import errors
 from avs_jax.layers import losses
 from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
-from avs_jax.layers.conv import DilatedHead
+from avs_jax.layers.conv import Conv, DilatedHead
 from avs_jax.layers.detr import EPSILON, Attention, DecoderLayer, EncoderLayer
 from avs_jax.layers.dropout import Dropout
 from avs_jax.layers.frames import flatten_clips, run_backbone
@@ -65,7 +65,7 @@ from avs_jax.types import Array, Bool, Float, Int, PyTree
 
 MODES = ("reference", "paper")
 xavier = nn.initializers.xavier_uniform()
-_conv3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=xavier)
+_conv3 = functools.partial(Conv, kernel_size=(3, 3), padding=1, kernel_init=xavier)
 # Two passes, see backbones/pvt_v2.py.
 _layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
@@ -250,7 +250,7 @@ class CATR(nn.Module):
         self.audio_dropout = Dropout(self.dropout, regime=self.regime)
         for i in (2, 3, 4) if reference else (1, 2, 3, 4):
             setattr(self, f"stage{i}", DilatedHead(self.dim, dtype=dtype))
-        self.visual_tokens = nn.Conv(self.dim, (1, 1), dtype=dtype)
+        self.visual_tokens = Conv(self.dim, (1, 1), dtype=dtype)
 
         spatial = rematerialised(EncoderLayer, self.remat, static_argnums=(4,))
         temporal = rematerialised(TemporalBlock, self.remat, static_argnums=(5,))

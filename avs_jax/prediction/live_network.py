@@ -19,7 +19,7 @@ from avs_jax.backbones import get_normalization
 from avs_jax.media import audio
 from avs_jax.models.avesformer import AVESFormer
 from avs_jax.models.forward import count_params, picture_inputs, sound_inputs
-from avs_jax.prediction.masks import compile_forward
+from avs_jax.prediction.masks import choose_precision, compile_forward
 from avs_jax.types import Array, Bool, Float, UInt8
 from avs_jax.weights.trained import Loaded
 
@@ -40,7 +40,7 @@ class LiveNetwork:
 
     def __init__(self, loaded: Loaded, matmul_precision: str | None = None):
         """matmul_precision: see `masks.compile_forward`."""
-        self._precision = matmul_precision or loaded.matmul_precision
+        self._precision = matmul_precision or choose_precision(loaded)
         self.size = loaded.config.data.size
         self.is_small = count_params(loaded.variables["params"]) < _SMALL
         self._is_alone = isinstance(loaded.model, AVESFormer)

@@ -39,8 +39,9 @@ def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Call
     On a CPU the frames of a model that looks at each alone go through it one after the other: their
     maps stay in the cache, and five take a fifth less time than side by side.
 
-    matmul_precision: see `jax.default_matmul_precision`; None: `loaded.matmul_precision`.
+    matmul_precision: see `jax.default_matmul_precision`; None: `choose_precision`.
     """
+    precision = matmul_precision or choose_precision(loaded)
     network = make_calibrated(loaded)
     if jax.default_backend() == "cpu" and looks_at_frames_alone(loaded):
         network = _frame_by_frame(network)
@@ -49,10 +50,17 @@ def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Call
 
     def forward(frames, waveform, frame_mask):
         batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
-        with jax.default_matmul_precision(matmul_precision or loaded.matmul_precision):
+        with jax.default_matmul_precision(precision):
             return apply(variables, batch)
 
     return forward
+
+
+def choose_precision(loaded: Loaded) -> str | None:
+    """Of products where masks are wanted and no figures: a run's own; of converted weights on a CPU
+    its default (`layers.conv.convolve`), whose 1e-5 no mask shows."""
+    on_cpu = jax.default_backend() == "cpu"
+    return loaded.config.get("matmul_precision") if on_cpu else loaded.matmul_precision
 
 
 def looks_at_frames_alone(loaded: Loaded) -> bool:

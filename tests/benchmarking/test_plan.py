@@ -76,6 +76,20 @@ def test_gpus_that_are_not_here_are_planned_with_cpus():
     assert "h100:8 (8 chips, 1 hosts)" in lines[0] and "by cpu's compiler" in "".join(lines)
 
 
+def test_cpus_that_stand_in_for_gpus_take_no_shortcuts(monkeypatch):
+    asked = []
+
+    def note(config, mesh):
+        asked.append(config.matmul_precision)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: enough was seen")
+
+    monkeypatch.setattr(plan, "compile_train_step", note)
+    config = make_config()
+    plan.plan_training("h100:8", config)
+    assert asked == ["highest"]
+    assert config.matmul_precision is None
+
+
 def test_more_gpus_than_devices_are_one_line():
     with pytest.raises(errors.BadValueError, match="8 CPU devices to compile for, wanted 16"):
         plan.find_chips("h100:16")

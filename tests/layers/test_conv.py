@@ -1,4 +1,4 @@
-"""Depthwise convolutions and those of patches: two formulations each, one result."""
+"""Convolutions: the formulations of each give one result."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avs_jax import errors
-from avs_jax.layers.conv import DepthwiseConv, PatchConv, depthwise_conv
+from avs_jax.layers.conv import Conv, DepthwiseConv, PatchConv, depthwise_conv
 
 
 def inputs(kernel_size=3, height=7, width=10, channels=6, seed=0):
@@ -128,3 +128,44 @@ def test_patches_are_flaxs_strided_convolution(fill_variables, size, shape):
 
     for a, b in zip(jax.tree.leaves(results(ours)), jax.tree.leaves(results(flax)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def full_conv(size, stride, side=12, channels=8, width=16, **fields):
+    """A function of x and a kernel by `Conv`, the same by XLA, inputs."""
+    module = Conv(width, (size, size), (stride, stride), use_bias=False, **fields)
+    x = jax.random.normal(jax.random.key(0), (2, side, side, channels))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, channels, width))
+    kernel /= size * np.sqrt(channels)
+    plain = nn.Conv(width, (size, size), (stride, stride), use_bias=False, **fields)
+    functions = [lambda x, k, m=m: m.apply({"params": {"kernel": k}}, x) for m in (module, plain)]
+    return *functions, (x, kernel)
+
+
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (1, 3), (3, 1), (3, 2), (7, 4)])
+@pytest.mark.parametrize("padding", ["SAME", 1, 0])
+def test_full_convolution_and_its_gradients_are_xla_s(size, stride, padding):
+    ours, plain, inputs = full_conv(size, stride, padding=padding)
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda *x: (function(*x) ** 2).sum(), argnums=(0, 1)))(*inputs)
+
+    np.testing.assert_allclose(ours(*inputs), plain(*inputs), atol=1e-5)
+    for a, b in zip(gradients(ours), gradients(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("fields", [{"feature_group_count": 4}, {"kernel_dilation": 2}])
+def test_groups_and_dilated_kernels_are_left_to_xla(fields):
+    ours, plain, inputs = full_conv(3, 1, channels=8, **fields)
+    inputs = inputs[0], inputs[1][:, :, : 8 // fields.get("feature_group_count", 1)]
+    np.testing.assert_array_equal(ours(*inputs), plain(*inputs))
+
+
+@pytest.mark.parametrize("precision", [None, "default", "high", "highest", "float32"])
+def test_products_are_fewer_only_where_no_precision_is_asked_for(precision):
+    ours, plain, inputs = full_conv(3, 1, side=28, channels=128, width=128)
+    with jax.default_matmul_precision(precision):
+        y, expected = ours(*inputs), plain(*inputs)
+    exact = precision not in (None, "default")
+    assert bool((y == expected).all()) is exact
+    assert float(jnp.abs(y - expected).max() / expected.std()) < 3e-5  # see test_winograd

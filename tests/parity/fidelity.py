@@ -2,6 +2,7 @@
 
     python -m tests.parity.fidelity                  all networks, some minutes
     python -m tests.parity.fidelity vggish resnet50  these
+    python -m tests.parity.fidelity --matmul_precision default  with a CPU's faster convolutions
 
 Every row compares stored outputs of the published PyTorch code, whole networks and what is inside
 them, with ours for the same weights: made from names by `fill.py`, converted by `avs_jax.convert`.
@@ -25,6 +26,7 @@ from avs_jax.backbones.resnet import max_pool
 from avs_jax.backbones.yamnet import own_log_mel
 from avs_jax.convert import from_torch
 from avs_jax.media import audio
+from avs_jax.weights.trained import MATMUL_PRECISIONS
 from tests.parity import fill
 
 Entries = dict[str, np.ndarray]
@@ -233,14 +235,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
-    names = parser.parse_args().networks or list(NETWORKS)
+    parser.add_argument("--matmul_precision", default="highest", choices=MATMUL_PRECISIONS)
+    args = parser.parse_args()
+    names = args.networks or list(NETWORKS)
     for name in names:
         if name not in NETWORKS:
             raise errors.unknown_name("network", name, NETWORKS)
     print("| network | entries | values compared | largest error / std | at |")
     print("|---|---|---|---|---|")
     for name in names:
-        found = differences(name, NETWORKS[name]())
+        with jax.default_matmul_precision(args.matmul_precision):
+            found = differences(name, NETWORKS[name]())
         worst = max(found, key=lambda entry: found[entry].largest / found[entry].std)
         error = found[worst].largest / found[worst].std
         values = sum(difference.size for difference in found.values())
