@@ -85,7 +85,7 @@ def run_step(fill_variables, batch, **options):
 
 @pytest.fixture(scope="module")
 def averaging(fill_variables):
-    """(state, compiled step) that keeps averages."""
+    """(state, step) that keeps averages; compiled once, as all take clips of one second."""
     old, step = prepare(fill_variables, ema_decay=0.75)
     return jax.device_get(old), jax.jit(step)
 
@@ -171,7 +171,7 @@ def test_accumulation_of_unequal_clips_is_a_step_on_the_whole_batch(fill_variabl
 
 def test_accumulated_batch_statistics_are_of_every_part_in_turn(averaging, fill_variables):
     # Every clip twice: the parts are alike, and so are their batch statistics.
-    batch = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), make_batch(b=2))
+    batch = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), make_batch(b=2, t=1))
     old, step = averaging
     whole, _ = step(old, batch)
     _, parts, _ = run_step(fill_variables, batch, accumulate=2)
@@ -186,7 +186,7 @@ def test_accumulated_batch_statistics_are_of_every_part_in_turn(averaging, fill_
 @pytest.mark.parametrize("start, decay", [(0, 0.1), (9, 10 / 19), (100_000, 0.75)])
 def test_averages_of_weights_and_statistics_warm_up_to_their_decay(averaging, start, decay):
     old, step = averaging
-    new, _ = jax.device_get(step(old.replace(step=np.int32(start)), make_batch()))
+    new, _ = jax.device_get(step(old.replace(step=np.int32(start)), make_batch(t=1)))
     now = {"params": new.params, "batch_stats": new.batch_stats}
     expected = jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, old.ema, now)
     for x, y in zip(jax.tree.leaves(new.ema), jax.tree.leaves(expected), strict=True):
@@ -305,7 +305,7 @@ def test_smaller_size_is_trained_on_the_same_batch():
 
 def test_batch_statistics_are_updated(averaging):
     old, step = averaging
-    new, _ = jax.device_get(step(old, make_batch()))
+    new, _ = jax.device_get(step(old, make_batch(t=1)))
     a = jax.tree.leaves(old.batch_stats["backbone"])
     b = jax.tree.leaves(new.batch_stats["backbone"])
     assert all(np.abs(x - y).max() > 0 for x, y in zip(a, b, strict=True))
