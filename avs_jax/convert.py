@@ -27,6 +27,7 @@ starts from converted backbones like the others.
 
 import argparse
 import ast
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
+from flax import linen as nn
 from flax import traverse_util
 
 from avs_jax import errors
@@ -89,14 +91,22 @@ def target_shapes(network: str, **fields) -> dict[str, jax.ShapeDtypeStruct]:
         part = fields.get(field)
         if part in kind and part not in TABLES:  # one of this library's own
             raise errors.unknown_name(f"{field} to convert", part, set(kind) & set(TABLES))
-    picture, sound = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 96, 64))
+    hashable = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
     if network in BACKBONES:
-        module = get_backbone(network, **fields)
-        inputs = [picture if network in PICTURE_BACKBONES else sound]
+        module = get_backbone(network, **hashable)
+        inputs = "picture" if network in PICTURE_BACKBONES else "sound"
     else:
-        module = get_model(network, **fields)
-        inputs = [jnp.zeros((1, 5, 224, 224, 3)), jnp.zeros((1, 5, 96, 64)), None]
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+        module, inputs = get_model(network, **hashable), "both"
+    return dict(_trace(module, inputs))  # a copy: nobody changes what is remembered
+
+
+@functools.lru_cache(maxsize=32)
+def _trace(module: nn.Module, inputs: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """`target_shapes` of a module, whose fields are all that they depend on: seconds if large."""
+    picture, sound = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 96, 64))
+    clip = (jnp.zeros((1, 5, 224, 224, 3)), jnp.zeros((1, 5, 96, 64)), None)
+    args = {"picture": (picture,), "sound": (sound,), "both": clip}[inputs]
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
     return traverse_util.flatten_dict(shapes, sep="/")
 
 

@@ -46,12 +46,12 @@ def pytest_configure(config):
 
 
 # With several processes (`-n 2 --dist loadfile`) the tests of a file share one. What takes longest
-# starts first; the two that take 12 GB each (whole published networks) not side by side.
+# starts first; whole published networks with gradients (`*_parity`) take 4.5 GB each.
 LONG = (
-    "models/test_catr_parity.py",
     "test_train.py",
-    "models/test_pcmanet_parity.py",
     "data/avsbench/test_mini_run.py",
+    "models/test_catr_parity.py",
+    "models/test_pcmanet_parity.py",
     "test_train_mishaps.py",
 )
 

@@ -110,6 +110,14 @@ def test_torch_tensors_of_bfloat16_become_float32(torch, resnet18):
     np.testing.assert_array_equal(scale, cast["bn1.weight"].float().numpy())
 
 
+def test_shapes_are_of_the_fields_and_the_callers_own():
+    shapes = convert.target_shapes("resnet18")
+    wide = convert.target_shapes("resnet18", stem_width=32)
+    assert wide["params/conv1/kernel"] != shapes["params/conv1/kernel"]
+    del shapes["params/conv1/kernel"]
+    assert "params/conv1/kernel" in convert.target_shapes("resnet18")
+
+
 def test_models_files_keep_vggish_under_a_prefix():
     sources = {rule.source for rule in convert.TABLES["pcmanet"]().rules}
     assert "audio_backbone.features.{i}.weight" in sources
@@ -265,12 +273,14 @@ PROGRAMS = ["train", "evaluate", "predict", "benchmark", "pictures", "convert", 
 PROGRAMS += ["demo", "export"]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_programs_do_not_load_what_only_conversion_needs_even_where_it_is(program):
+def test_programs_do_not_load_what_only_conversion_needs_even_where_it_is():
+    # One process for all: what is loaded stays, so the first program named is the one to blame.
     code = f"""
-import sys, avs_jax.{program}
-loaded = {{"torch", "safetensors", "tensorflow"}} & set(sys.modules)
-assert not loaded, loaded
+import importlib, sys
+for program in {PROGRAMS}:
+    importlib.import_module("avs_jax." + program)
+    loaded = {{"torch", "safetensors", "tensorflow"}} & set(sys.modules)
+    assert not loaded, (program, loaded)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -138,18 +138,18 @@ def test_a_batch_in_parts_is_trained_as_a_whole_one(release, cache, tmp_path):
         "config": "configs/avesformer.py:subset=avss,backbone=small_resnet",
         "data.data_dir": tmp_path / "data",
         "model.norm": "frozen",
-        "steps": 3,
+        "steps": 2,
         "log_every": 1,
         "optimizer.warmup_steps": 0,
         "optimizer.learning_rate": 0.01,
     }
     whole = train(tmp_path / "whole", cache, **fields)
     parts = train(tmp_path / "parts", cache, **fields, accumulate=2)
-    for step in (1, 2, 3):
+    for step in (1, 2):
         for name in ("loss", "ce", "dice", "grad_norm"):
             found, expected = (run[step][f"train/{name}"] for run in (parts, whole))
             assert found == pytest.approx(expected, rel=1e-4), (step, name)
-    assert whole[3]["train/loss"] != pytest.approx(whole[1]["train/loss"], rel=1e-3)
+    assert whole[2]["train/loss"] != pytest.approx(whole[1]["train/loss"], rel=1e-3)
 
 
 @pytest.mark.slow
