@@ -98,7 +98,7 @@ def winograd_conv(
 ) -> Float[Array, "n h w d"]:
     """The convolution of stride 1 with a border of zeros, cut into bands of rows of tiles.
 
-    Within a band are all frames: they may lie on several devices, which then meet nowhere.
+    Within a band are all frames: they may lie on several devices, which then meet for one number.
     """
     n, height, width, _ = x.shape
     bands = _plan_bands(x.shape)

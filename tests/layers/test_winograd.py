@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avs_jax import devices
+from avs_jax.benchmarking.messages import count_messages
 from avs_jax.layers import winograd
 from avs_jax.layers.winograd import is_worth_it, winograd_conv
 
@@ -61,6 +63,16 @@ def test_what_is_not_finite_stays_in_its_frame_and_about_its_place(tiles):
     assert bool(jnp.isnan(y[0, 0, 0]).all())
     assert bool(jnp.isfinite(y[0, 8:]).all())
     assert bool(jnp.isfinite(y[1]).all())
+
+
+def test_frames_stay_on_their_devices(tiles):
+    mesh = devices.make_mesh()
+    x, kernel, _ = inputs((8, 12, 9, 24))
+    shardings = devices.batch_sharding(mesh), devices.replicated(mesh)
+    compiled = jax.jit(winograd_conv, in_shardings=shardings).lower(x, kernel).compile()
+    assert sum(size for _, size in count_messages(compiled.as_text()).values()) <= 8  # bytes
+    y = compiled(*jax.device_put((x, kernel), shardings))
+    np.testing.assert_allclose(y, plain(x, kernel), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

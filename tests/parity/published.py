@@ -131,7 +131,10 @@ def _stand_in(torch) -> None:
         sys.modules[name] = module
         return module
 
-    add("torchvision", models=add("torchvision.models"), __version__="0.99")
+    # As it was in the torchvision that CATR was written for.
+    misc = types.SimpleNamespace(interpolate=torch.nn.functional.interpolate)
+    ops = add("torchvision.ops", misc=misc)
+    add("torchvision", models=add("torchvision.models"), ops=ops, __version__="0.99")
     add("resampy")
     add("soundfile")
     add("timm")
