@@ -306,8 +306,8 @@ def read_configs(args: argparse.Namespace, read) -> list[tuple[str, ml_collectio
     specs = args.config or [
         f"configs/{name}.py:backbone={args.backbone}" for name in args.model.split(",")
     ]
-    fields = [f"batch_size={args.batch_size}", f"model.dtype={args.dtype}", *args.set]
-    return [(spec, read(spec, fields)) for spec in specs]
+    fields = [] if args.config else ["batch_size=1", "model.dtype=float32"]
+    return [(spec, read(spec, [*fields, *args.set])) for spec in specs]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -325,8 +325,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--size", type=int, help="pixels (default: 224, or those of a model of the package)"
     )
     parser.add_argument("--seconds", type=int, default=5, help="frames of a clip (default: 5)")
-    parser.add_argument("--batch_size", type=int, default=1, help="clips (default: 1)")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--batch_size", type=int, help="clips (default: 1, or --config's)")
+    parser.add_argument("--dtype", help="float32 (default, or --config's) or bfloat16")
     parser.add_argument("--runs", type=int, default=10, help="timed rounds (default: 10)")
     parser.add_argument(
         "--field", action="append", default=[], metavar="NAME=VALUE", help="a field of the model"
@@ -364,6 +364,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     ]
     if len(chosen) > 1:
         raise errors.BadValueError(f"--{' and --'.join(chosen)}: one at a time.")
+    asked = {"batch_size": args.batch_size, "model.dtype": args.dtype}
+    args.set = [f"{name}={x}" for name, x in asked.items() if x is not None] + args.set
+    args.batch_size = 1 if args.batch_size is None else args.batch_size
+    args.dtype = args.dtype or "float32"
     sweep.parse_sweep(args.sweep)
     args.scaling = sweep.parse_counts(args.scaling) if args.scaling else None
     if args.size is None:

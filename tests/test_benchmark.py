@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avs_jax import benchmark, errors, models
-from avs_jax.benchmarking import scaling
+from avs_jax.benchmarking import plan, scaling
 from avs_jax.benchmarking.variant import Part
 from avs_jax.training import sharding
 from tests.weights.zoo import stand_in
@@ -205,6 +205,22 @@ def test_scaling_is_told_row_by_row_and_growth_at_the_end(capsys, monkeypatch):
     figures = json.loads(lines[-1])
     assert figures["growth"][f"{config}, pmap, temporary"] == 2.0
     assert len(figures["scaling"]) == 9
+
+
+@pytest.mark.parametrize(
+    "asked, batch_size, dtype",
+    [
+        ([], 8, "float32"),  # as the file has them
+        (["--batch_size=1"], 1, "float32"),
+        (["--dtype=bfloat16", "--set=batch_size=4"], 4, "bfloat16"),
+    ],
+    ids=str,
+)
+def test_a_config_s_batch_and_type_are_its_own_unless_asked_otherwise(asked, batch_size, dtype):
+    spec = "configs/quickstart.py"
+    args = benchmark.parse_arguments(["--plan=v5e:2x2", f"--config={spec}", *asked])
+    ((_, config),) = benchmark.read_configs(args, plan.read_fields)
+    assert (config.batch_size, config.model.dtype) == (batch_size, dtype)
 
 
 def test_two_questions_at_once_are_an_error():
