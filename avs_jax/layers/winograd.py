@@ -50,10 +50,12 @@ _INPUTS, _KERNELS, _OUTPUTS = _make_transforms()
 
 
 def is_worth_it(x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c d"]) -> bool:
-    """Whether it saves time on a CPU, by shapes alone."""
+    """Whether it saves time on a CPU, by shapes alone; not where their numbers are yet open, as in
+    an exported program for any number of clips."""
     n, height, width, _ = x.shape
     return (
-        kernel.shape[:2] == (_TAPS, _TAPS)
+        all(isinstance(side, int) for side in x.shape)
+        and kernel.shape[:2] == (_TAPS, _TAPS)
         and x.dtype == kernel.dtype == jnp.float32
         and min(kernel.shape[2:]) >= _MIN_CHANNELS
         and n * height * width >= _MIN_CELLS

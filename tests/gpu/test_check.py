@@ -197,8 +197,8 @@ def test_attention_is_timed_at_the_shapes_that_the_models_ask_for():
     # PVTv2-B1 has B5's heads and widths.
     model = get_model("catr", "pvt_v2_b1", audio_backbone="audio_cnn", input_scale=2)
     with (
-        patch("jax.nn.dot_product_attention", note),
         patch("avs_jax.layers.attention.attend", note),
+        patch("avs_jax.backbones.pvt_v2.attend", note),
     ):
         init_shapes(model, 5, 224)
     wanted = {name: shape[1:5] for name, shape in forms.ATTENTION.items()}

@@ -170,7 +170,10 @@ def test_padded_frames_do_not_reach_real_ones(networks, mode):
 def test_a_full_mask_is_no_mask(networks, mode):
     forward, inputs = networks[mode][0], make_inputs()
     masked = forward(*inputs, jnp.ones((2, 3), bool))[0]["pred_masks"]
-    np.testing.assert_allclose(masked, forward(*inputs)[0]["pred_masks"], rtol=1e-4, atol=1e-5)
+    # Two programs, each rounded in its own way (in float64 they are equal), and the published
+    # fusions square what they attended to: as in test_see_and_decide.
+    atol = 5e-5 if mode == "reference" else 1e-5
+    np.testing.assert_allclose(masked, forward(*inputs)[0]["pred_masks"], rtol=1e-4, atol=atol)
 
 
 def test_a_clip_without_frames_stays_finite(networks, mode):

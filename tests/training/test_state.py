@@ -251,16 +251,17 @@ def backward_convolutions(fill_variables, freeze):
     old, step = prepare(fill_variables, freeze)
     found = collections.Counter()
 
-    def visit(jaxpr):
+    def visit(jaxpr, outer=()):
         for equation in jaxpr.eqns:
-            scopes = str(equation.source_info.name_stack).split("/")
-            if equation.primitive.name == "conv_general_dilated" and "transpose(" in scopes[0]:
+            scopes = [*outer, *str(equation.source_info.name_stack).split("/")]
+            backward = any("transpose(" in scope for scope in scopes)
+            if equation.primitive.name == "conv_general_dilated" and backward:
                 found[next(name for name in scopes if name in old.params)] += 1
             for value in equation.params.values():
                 for inner in value if isinstance(value, list | tuple) else [value]:
                     inner = getattr(inner, "jaxpr", inner)
                     if hasattr(inner, "eqns"):
-                        visit(inner)
+                        visit(inner, scopes)
 
     visit(jax.make_jaxpr(step)(old, make_batch()).jaxpr)
     return found
