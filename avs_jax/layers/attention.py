@@ -54,9 +54,10 @@ def _by_tiles(attend_tile, max_weights, query, key, value, mask):
 
 
 def _divide_last(query, key, value, mask):
-    """As `jax.nn.dot_product_attention`, weights in float32."""
+    """As `jax.nn.dot_product_attention`, weights in float32 or what is wider."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    product = partial(jnp.einsum, preferred_element_type=wide)
     scores = product("nhqd,nhkd->nhqk", query, key) * query.shape[-1] ** -0.5
     if mask is not None:
         scores = jnp.where(mask, scores, 0.7 * jnp.finfo(scores.dtype).min)

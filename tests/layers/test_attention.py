@@ -91,3 +91,15 @@ def test_projections_take_the_width_of_the_query():
         "value": (4, 6),
         "out": (6, 6),
     }
+
+
+@pytest.mark.parametrize("max_weights", [2**20, 4 * HEADS * K])
+def test_float64_is_kept(max_weights):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        query, key = (jnp.asarray(rng.normal(size=(2, s, HEADS, 4))) for s in (9, K))
+        mixed = attend(query, key, key, max_weights=max_weights)
+        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key) / 2)
+        expected = jnp.einsum("nhqk,nkhd->nqhd", weights, key)
+        assert mixed.dtype == expected.dtype == jnp.float64
+        np.testing.assert_allclose(mixed, expected, atol=1e-12)
