@@ -101,11 +101,13 @@ class Peers:
         cure = "start all again with the same command"
         if self.saved_step:
             cure += f"; it goes on from step {saved}" if saved else "; nothing was saved yet"
-        tqdm.write(f"process {number} {reason}: this one ends. {cure.capitalize()}.", sys.stderr)
-        with contextlib.suppress(Exception):
-            self.clean_up()
-        self._let_others_go_first()
-        _exit(1)
+        line = f"process {number} {reason}: this one ends. {cure.capitalize()}."
+        with tqdm.external_write_mode(sys.stderr):  # to the end: no bar comes after the reason
+            print(line, file=sys.stderr, flush=True)
+            with contextlib.suppress(Exception):
+                self.clean_up()
+            self._let_others_go_first()
+            _exit(1)
 
     def _let_others_go_first(self) -> None:
         """Process 0 is the last: jax aborts the others, with a stack trace, where it is gone."""

@@ -265,6 +265,18 @@ def test_two_processes_train_and_go_on_in_another_mode(run_two, tmp_path):
 
 
 @pytest.mark.slow
+def test_fsdp_over_two_processes_starts_from_a_model_as_one_process_does(
+    run_small, run_two, small_run, tmp_path
+):
+    from_model = {"fsdp": 4, "init_from.model": str(small_run)}
+    alone = tmp_path.with_name(f"{tmp_path.name}_alone")
+    finish(run_small(alone, 4, 4, **from_model))
+    run_two(4, **from_model)
+    assert losses(alone)[1] < losses(small_run)[1]  # it does not start from random numbers
+    assert_trained_alike(alone, tmp_path)
+
+
+@pytest.mark.slow
 def test_fsdp_trains_as_plain_data_parallel(run, whole_run, tmp_path):
     finish(run(tmp_path, steps=6, devices=8, fsdp=4))
     assert_trained_alike(whole_run, tmp_path)

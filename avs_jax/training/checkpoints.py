@@ -168,7 +168,7 @@ class Checkpoints:
 
     def saved_step(self) -> int | None:
         """The last step that is on disk as a whole, or None; another thread may be saving."""
-        return max(self._latest.all_steps(read=True), default=None)
+        return max(ocp.utils.checkpoint_steps(self.workdir / "checkpoints"), default=None)
 
     def restore(self, shapes: TrainState, iterator: Any) -> TrainState | None:
         """The newest readable state (with the shardings of `shapes`); sets the iterator's position.

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests import quick_xla
@@ -19,6 +20,7 @@ def start(
     devices: int = 1,
     program: str = "avs_jax.train",
     environment: dict[str, str] | None = None,
+    options: Sequence[str] = (),
     **fields,
 ) -> subprocess.Popen:
     """The started program, whose output is a pipe. fields: of the config, e.g. **{"eval.every": 2}.
@@ -27,7 +29,8 @@ def start(
     """
     fields = {"data.data_dir": data_dir} | fields
     command = [sys.executable, "-m", program, "--config", f"tests/faults/config.py:steps={steps}"]
-    command += [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items())]
+    command += [f"--workdir={workdir}", *options]
+    command += [f"--config.{k}={v}" for k, v in fields.items()]
     variables = {
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
         or str(Path(data_dir) / "compiled"),

@@ -11,6 +11,7 @@ it should: with one line, or by going on.
 
 import argparse
 import dataclasses
+import functools
 import os
 import random
 import shutil
@@ -19,13 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tests.data.tiny import build_tiny
-from tests.faults import files
+from tests.faults import files, pairs
 from tests.faults.runs import finish, read_clips, read_log, read_sums, start
 
 FIELDS = {"checkpoint_every": 2, "eval.every": 3, "keep_best": 2}
@@ -75,9 +76,9 @@ class Torture:
         told = f"{lost} steps lost, {wrong}" if lost or wrong else "nothing lost"
         print(f"{minutes:5.1f} min: {fault}: {told}", flush=True)
 
-    def compare(self, workdir: Path) -> str:
+    def compare(self, workdir: Path, whole: Path | None = None) -> str:
         """In what a finished run differs from the one that nobody disturbed; "" if in nothing."""
-        whole = self.folder / "whole"
+        whole = whole or self.folder / "whole"
         if read_sums(workdir, self.steps) != read_sums(whole, self.steps):
             return "the state differs"
         for name in LOG:
@@ -332,6 +333,30 @@ def elsewhere(torture: Torture, counts: tuple[int, ...] = (0, 1, 2, 4)) -> None:
     torture.note("SIGKILL in mid-epoch, other readers and devices", 0, wrong)
 
 
+def one_of_two(torture: Torture, count: int, names: Sequence[str] = tuple(pairs.FAULTS)) -> None:
+    """One of two processes is killed, hangs or is told to end; `count` times each."""
+    start = functools.partial(torture.start, batch_size=8)
+    whole = torture.folder / "pair"
+    for process in pairs.start_pair(start, whole):
+        finish(process)
+    for fault in names * count:
+        if not torture.in_time():
+            return
+        workdir = torture.new_workdir()
+        processes = pairs.start_pair(start, workdir)
+        while last_whole(workdir) < 2:
+            assert processes[0].poll() is None, processes[0].communicate()[0]
+            time.sleep(0.01)
+        time.sleep(torture.dice.uniform(0, 1))
+        wrong, told = pairs.befall(processes, *pairs.FAULTS[fault])
+        expected = last_whole(workdir)
+        if told != expected:
+            wrong = wrong or f"step {expected} is saved, told was {told}"
+        outputs = [finish(process) for process in pairs.start_pair(start, workdir)]
+        lost = expected - read_start(outputs[0])
+        torture.note(fault, lost, wrong or torture.compare(workdir, whole))
+
+
 # ------------------------------------------------------------------ all
 
 
@@ -347,6 +372,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--damages", type=int, default=88, help="files of checkpoints, damaged")
     parser.add_argument("--disks", type=int, default=6, help="full ones")
+    parser.add_argument("--pairs", type=int, default=2, help="of processes, for each of six faults")
     parser.add_argument("--minutes", type=float, default=120, help="nothing new begins after them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="kills, damage, disk, second, readonly, ...")
@@ -357,6 +383,7 @@ def main() -> None:
         "data": data_removed,
         "disk": lambda torture: full_disk(torture, args.disks),
         "elsewhere": elsewhere,
+        "pairs": lambda torture: one_of_two(torture, args.pairs),
         "damage": lambda torture: damage(torture, args.damages),
         "kills": lambda torture: kills(torture, args.kills),
     }
