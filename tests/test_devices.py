@@ -1,6 +1,7 @@
 """The mesh and batches on it, on eight forced CPU devices."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -48,6 +49,23 @@ def test_a_compile_cache_that_was_moved_is_still_hit(tmp_path):
     assert hits(tmp_path / "here") == 0
     (tmp_path / "here").rename(tmp_path / "there")
     assert hits(tmp_path / "there") > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others give back by themselves")
+def test_memory_that_is_free_is_given_back():
+    program = (
+        "from avs_jax import devices\n"
+        "def resident():\n"
+        "    return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "blocks = [bytes(5000) for _ in range(20_000)]\n"
+        "last = blocks[-1]\n"  # above all the others: they are a hole
+        "del blocks\n"
+        "before = resident()\n"
+        "devices.give_back_memory()\n"
+        "print(before - resident())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert int(done.stdout) > 80_000_000, done.stderr
 
 
 def test_quiet_libraries_hides_a_closed_loop_and_no_other_error():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax import devices
 from avs_jax.backbones import get_normalization
 from avs_jax.benchmarking.flops import count_flops
 from avs_jax.models import get_model
@@ -62,8 +63,8 @@ class Variant:
         self._compiled = jax.jit(forward).lower(self._shapes, self._batch).compile()
         self._compile_seconds = time.perf_counter() - began
         self.flops = count_flops(forward, self._shapes, self._batch)
-        # After compiling, so that they fill the memory which that leaves behind. Any numbers do for
-        # timing; initialising for real would take longer than all the rest.
+        devices.give_back_memory()
+        # Any numbers do for timing; initialising for real would take longer than all the rest.
         self.weights = weights or make_weights(self._shapes)
 
     def run(self) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax import errors
+from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
 from avs_jax.media.video import Clip
 from avs_jax.models.avesformer import AVESFormer
@@ -47,11 +47,16 @@ def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Call
         network = _frame_by_frame(network)
     apply = jax.jit(network)
     variables = jax.device_put(loaded.variables)  # once: those of the package are the host's
+    compiled = set()
 
     def forward(frames, waveform, frame_mask):
         batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
         with jax.default_matmul_precision(precision):
-            return apply(variables, batch)
+            logits = apply(variables, batch)
+        if frames.shape not in compiled:
+            compiled.add(frames.shape)
+            devices.give_back_memory()
+        return logits
 
     return forward
 

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from avs_jax.backbones import get_normalization
+from avs_jax.devices import give_back_memory
 from avs_jax.models import get_loss
 from avs_jax.models.forward import init_shapes
 from avs_jax.training import freezing, optim, sharding, state
@@ -65,7 +66,11 @@ class Program:
     ) -> Callable:
         """`step` counted and compiled for the mesh's devices, see `sharding.compile_step`."""
         counted = state.count_steps(step)
-        return sharding.compile_step(counted, self.collectives, self.mesh, state_, totals, batch)
+        compiled = sharding.compile_step(
+            counted, self.collectives, self.mesh, state_, totals, batch
+        )
+        give_back_memory()
+        return compiled
 
 
 def plan_program(
