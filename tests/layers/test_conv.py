@@ -155,10 +155,34 @@ def test_full_convolution_and_its_gradients_are_xla_s(size, stride, padding):
 
 
 @pytest.mark.parametrize("fields", [{"feature_group_count": 4}, {"kernel_dilation": 2}])
-def test_groups_and_dilated_kernels_are_left_to_xla(fields):
+def test_groups_and_dilated_kernels_that_see_most_are_left_to_xla(fields):
     ours, plain, inputs = full_conv(3, 1, channels=8, **fields)
     inputs = inputs[0], inputs[1][:, :, : 8 // fields.get("feature_group_count", 1)]
     np.testing.assert_array_equal(ours(*inputs), plain(*inputs))
+
+
+@pytest.mark.parametrize("far", [(5, 5), (11, 11), (12, 12), (30, 30), (7, 2), (30, 1)])
+@pytest.mark.parametrize("padding", ["SAME", "far"])
+def test_taps_far_apart_and_their_gradients_are_xla_s(far, padding):
+    padding = far if padding == "far" else padding
+    ours, plain, inputs = full_conv(3, 1, padding=padding, kernel_dilation=far)
+    inputs = inputs[0][:, :11], inputs[1]  # not as high as wide
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda *x: (function(*x) ** 2).sum(), argnums=(0, 1)))(*inputs)
+
+    assert "convolution" not in jax.jit(ours).lower(*inputs).compile().as_text()
+    np.testing.assert_allclose(ours(*inputs), plain(*inputs), atol=1e-5)
+    for a, b in zip(gradients(ours), gradients(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_taps_far_apart_are_summed_in_float32():
+    ours, _, inputs = full_conv(3, 1, kernel_dilation=6, dtype=jnp.bfloat16)
+    rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in inputs]
+    _, plain, _ = full_conv(3, 1, kernel_dilation=6)
+    differs = ours(*inputs) != plain(*rounded).astype(jnp.bfloat16)
+    assert differs.mean() < 2e-3  # at a border of rounding; summed in bfloat16 every second does
 
 
 @pytest.mark.parametrize("precision", [None, "default", "high", "highest", "float32"])
