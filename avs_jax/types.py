@@ -8,7 +8,7 @@ jax and flax alone.
 import jax
 
 try:
-    from jaxtyping import Bool, Float, Int, PyTree, UInt8
+    from jaxtyping import Bool, Float, Int, Key, PyTree, UInt8
 except ImportError:
 
     class _AnyShape:
@@ -17,11 +17,11 @@ except ImportError:
         def __class_getitem__(cls, _):
             return cls
 
-    Bool = Float = Int = PyTree = UInt8 = _AnyShape
+    Bool = Float = Int = Key = PyTree = UInt8 = _AnyShape
 
 Array = jax.Array
 
-__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "UInt8", "path_name"]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "PyTree", "UInt8", "path_name"]
 
 
 def path_name(path: tuple) -> str:

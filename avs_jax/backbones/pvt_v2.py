@@ -23,10 +23,10 @@ from flax import linen as nn
 from avs_jax import errors
 from avs_jax.layers.attention import attend
 from avs_jax.layers.conv import Conv, DepthwiseConv, PatchConv
-from avs_jax.layers.dropout import Dropout
 from avs_jax.layers.regime import Regime
 from avs_jax.layers.remat import rematerialised
-from avs_jax.types import Array, Bool, Float
+from avs_jax.layers.shared import call_block
+from avs_jax.types import Array, Bool, Float, Key
 
 EPSILON_DEFAULT = 1e-5  # patch embedding, spatial reduction
 EPSILON_BLOCK = 1e-6  # blocks, end of stage
@@ -115,24 +115,39 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attn(norm1 x), then x + mlp(norm2 x), each branch dropped per sample at `drop_path`."""
+    """x + attn(norm1 x), then x + mlp(norm2 x), each branch times its scale of each sample."""
 
     num_heads: int
     mlp_ratio: int
     reduction: int
-    drop_path: float
     depthwise: str = "auto"
-    regime: Regime = Regime()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h w c"]:
+    def __call__(
+        self, x: Float[Array, "n h w c"], scales: Float[Array, "2 n"] | None = None
+    ) -> Float[Array, "n h w c"]:
+        """scales: of `draw_scales`; None: 1."""
         norm = partial(_layer_norm, epsilon=EPSILON_BLOCK, dtype=self.dtype)
-        drop = Dropout(self.drop_path, broadcast_dims=(1, 2, 3), regime=self.regime)
         attention = Attention(self.num_heads, self.reduction, self.dtype, name="attn")
         mlp = Mlp(self.mlp_ratio * x.shape[-1], self.depthwise, self.dtype, name="mlp")
-        x = x + drop(attention(norm(name="norm1")(x)), train)
-        return x + drop(mlp(norm(name="norm2")(x)), train)
+
+        def scaled(branch, i):
+            if scales is None:
+                return branch
+            return (branch * scales[i, :, None, None, None]).astype(self.dtype)
+
+        x = x + scaled(attention(norm(name="norm1")(x)), 0)
+        return x + scaled(mlp(norm(name="norm2")(x)), 1)
+
+
+def draw_scales(
+    key: Key[Array, ""], rates: Float[np.ndarray, " k"], count: int
+) -> Float[Array, "k 2 n"]:
+    """Stochastic depth of k blocks of two branches: 0 where a branch is dropped, at the block's
+    rate and for a whole sample, and 1 / (1 - rate) where it is kept."""
+    keep = 1 - rates[:, None, None]
+    return jax.random.bernoulli(key, keep, (len(rates), 2, count)) / keep
 
 
 class PVTv2(nn.Module):
@@ -179,23 +194,27 @@ class PVTv2(nn.Module):
                 f"resize them to {-(-height // 32) * 32}x{-(-width // 32) * 32}."
             )
         x = x.astype(self.dtype)
-        drop_rates = iter(np.linspace(0.0, self.drop_path, sum(self.depths)).tolist())
-        block = rematerialised(Block, self.remat, static_argnums=(2,))
+        names = [f"block{i + 1}_{j}" for i, depth in enumerate(self.depths) for j in range(depth)]
+        trained = [self.regime.trains((*self.path, name), train) for name in names]
+        rates = np.linspace(0.0, self.drop_path, len(names), dtype=np.float32) * trained
+        scales = iter([None] * len(names))
+        if rates.any():
+            scales = iter(draw_scales(self.make_rng("dropout"), rates, len(x)))
+        block = rematerialised(Block, self.remat)
         maps = []
         for i, depth in enumerate(self.depths):
             size, stride = (7, 4) if i == 0 else (3, 2)
             x = PatchEmbed(self.widths[i], size, stride, self.dtype, name=f"patch_embed{i + 1}")(x)
             for j in range(depth):
-                x = block(
+                named = block(
                     num_heads=self.num_heads[i],
                     mlp_ratio=self.mlp_ratios[i],
                     reduction=self.reductions[i],
-                    drop_path=next(drop_rates),
                     depthwise=self.depthwise,
-                    regime=self.regime,
                     dtype=self.dtype,
                     name=f"block{i + 1}_{j}",
-                )(x, train)
+                )
+                x = call_block(named, x, next(scales))
             x = _layer_norm(epsilon=EPSILON_BLOCK, dtype=self.dtype, name=f"norm{i + 1}")(x)
             maps.append(x)
         return tuple(maps)

@@ -12,6 +12,7 @@ import numpy as np
 from avs_jax import devices
 from avs_jax.backbones import get_normalization
 from avs_jax.benchmarking.flops import count_flops
+from avs_jax.layers.shared import calls_kept
 from avs_jax.models import get_model
 from avs_jax.models.forward import count_params, init_shapes, make_forward, model_inputs
 from avs_jax.types import Array, PyTree
@@ -60,7 +61,8 @@ class Variant:
         normalization = get_normalization(fields["backbone"])
         forward = make_forward(self._model, normalization=normalization, size=shape.size)
         began = time.perf_counter()
-        self._compiled = jax.jit(forward).lower(self._shapes, self._batch).compile()
+        with calls_kept(jax.devices()):
+            self._compiled = jax.jit(forward).lower(self._shapes, self._batch).compile()
         self._compile_seconds = time.perf_counter() - began
         self.flops = count_flops(forward, self._shapes, self._batch)
         devices.give_back_memory()

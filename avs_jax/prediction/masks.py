@@ -11,6 +11,7 @@ import numpy as np
 
 from avs_jax import devices, errors
 from avs_jax.backbones import get_normalization
+from avs_jax.layers.shared import calls_kept
 from avs_jax.media.video import Clip
 from avs_jax.models.avesformer import AVESFormer
 from avs_jax.models.forward import make_forward
@@ -51,7 +52,7 @@ def compile_forward(loaded: Loaded, matmul_precision: str | None = None) -> Call
 
     def forward(frames, waveform, frame_mask):
         batch = {"frames": frames, "waveform": waveform, "frame_mask": frame_mask}
-        with jax.default_matmul_precision(precision):
+        with jax.default_matmul_precision(precision), calls_kept(jax.devices()):
             logits = apply(variables, batch)
         if frames.shape not in compiled:
             compiled.add(frames.shape)

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from avs_jax import errors
 from avs_jax.devices import batch_sharding, replicated
+from avs_jax.layers.shared import calls_kept
 from avs_jax.training.rules import Rules, apply_rules
 from avs_jax.types import Array, PyTree, path_name
 
@@ -123,7 +124,8 @@ def compile_step(
         shardings = jax.tree.map(lambda x: x.sharding, state)
         outputs = (shardings, replicated(mesh), replicated(mesh))
         jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=outputs)
-        return jitted.lower(state, totals, batch).compile()
+        with calls_kept(mesh.devices.flat):
+            return jitted.lower(state, totals, batch).compile()
 
     def deal(batch):
         return jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)

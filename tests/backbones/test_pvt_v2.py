@@ -1,14 +1,16 @@
 """PVTv2 against the published network, and what its fields promise."""
 
-import flax.linen as nn
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from avs_jax import errors
-from avs_jax.backbones import get_backbone
-from avs_jax.backbones.pvt_v2 import Block, Mlp
+from avs_jax.backbones import get_backbone, pvt_v2
+from avs_jax.backbones.pvt_v2 import Block, Mlp, draw_scales
+from avs_jax.layers.regime import Regime
 from tests.parity import fidelity
 
 SMALL = {"depths": (1, 1, 1, 1), "widths": (16, 32, 40, 64)}
@@ -66,45 +68,70 @@ def test_other_sizes_are_refused_with_the_next_that_fits():
         jax.eval_shape(get_backbone("pvt_v2_b0").init, jax.random.key(0), picture(1, 100, 64))
 
 
-def test_drop_path_drops_whole_samples_and_scales_the_others(fill_variables):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 4, 4, 16)), jnp.float32)
-    block = Block(num_heads=1, mlp_ratio=2, reduction=1, drop_path=0.25)
+def test_a_scale_of_a_branch_is_that_of_its_whole_sample(fill_variables):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4, 16)), jnp.float32)
+    block = Block(num_heads=1, mlp_ratio=2, reduction=1)
     variables = fill_variables(block, x)
     # Without the MLP's output there is the attention's branch alone.
     variables["params"]["mlp"]["fc2"] = jax.tree.map(
         np.zeros_like, variables["params"]["mlp"]["fc2"]
     )
     branch = block.apply(variables, x) - x
-    dropped = block.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)}) - x
-    kept = np.any(np.asarray(dropped), axis=(1, 2, 3))
-    assert 0.5 < kept.mean() < 0.95
-    np.testing.assert_allclose(dropped[kept], branch[kept] / 0.75, atol=1e-5)
+    scales = jnp.array([[0.0, 1.0, 1.25], [9.0, 9.0, 9.0]])
+    scaled = block.apply(variables, x, scales) - x
+    np.testing.assert_allclose(scaled, branch * scales[0, :, None, None, None], atol=1e-5)
 
 
-def test_drop_path_is_off_in_evaluation(fill_variables):
-    x = picture(4, 8, 8)
-    block = Block(num_heads=1, mlp_ratio=2, reduction=1, drop_path=0.9)
-    variables = fill_variables(block, x)
-    np.testing.assert_array_equal(block.apply(variables, x), block.apply(variables, x, False))
+def test_scales_drop_at_each_block_s_rate_and_keep_the_mean():
+    rates = np.array([0.0, 0.25, 0.5], np.float32)
+    scales = np.asarray(draw_scales(jax.random.key(0), rates, 4000))
+    np.testing.assert_allclose((scales == 0).mean((1, 2)), rates, atol=0.02)
+    np.testing.assert_allclose(scales.mean((1, 2)), 1, atol=0.03)
 
 
-def test_drop_path_rises_linearly_over_all_blocks():
-    module = get_backbone("pvt_v2_b2", drop_path=0.3)
-    rates = []
+def note_scales(monkeypatch, **fields):
+    """What a small network draws in training: [rates of its blocks], of each time that it does."""
+    drawn = []
+    monkeypatch.setattr(
+        pvt_v2,
+        "draw_scales",
+        lambda key, rates, n: drawn.append(rates) or draw_scales(key, rates, n),
+    )
+    module = get_backbone("pvt_v2_b2", drop_path=0.3, **fields)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), picture(1))
+    for train in (False, True):
+        apply = functools.partial(module.apply, train=train, rngs={"dropout": jax.random.key(0)})
+        jax.eval_shape(apply, shapes, picture(1))
+    return drawn
 
-    def note(call, args, kwargs, context):
-        if isinstance(context.module, Block):
-            rates.append(context.module.drop_path)
-        return call(*args, **kwargs)
 
-    with nn.intercept_methods(note):
-        jax.eval_shape(module.init, jax.random.key(0), picture(1))
+def test_drop_path_rises_linearly_over_all_blocks_and_is_off_in_evaluation(monkeypatch):
+    (rates,) = note_scales(monkeypatch)
     np.testing.assert_allclose(rates, np.linspace(0, 0.3, 16), atol=1e-6)
+
+
+def test_drop_path_is_off_in_frozen_blocks(monkeypatch):
+    (rates,) = note_scales(monkeypatch, regime=Regime(frozen=("block1_1", "block4_2")))
+    assert list(np.flatnonzero(rates == 0)) == [0, 1, 15]
+
+
+def test_nothing_is_dropped_from_a_frozen_network(monkeypatch):
+    assert note_scales(monkeypatch, regime=Regime(frozen=("",))) == []
+
+
+def test_blocks_written_out_say_the_same(fill_variables):
+    """As they are where what goes on in them is captured."""
+    x = picture(2)
+    module = get_backbone("pvt_v2_b0", **SMALL)
+    variables = fill_variables(module, x)
+    maps, _ = module.apply(variables, x, mutable=["intermediates"])
+    for a, b in zip(maps, module.apply(variables, x), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_bfloat16_block_is_close_to_float32(fill_variables):
     x = picture(4, 8, 8)[..., :1] + jnp.arange(16.0) / 8
-    block = Block(num_heads=1, mlp_ratio=2, reduction=2, drop_path=0.0)
+    block = Block(num_heads=1, mlp_ratio=2, reduction=2)
     variables = fill_variables(block, x)
     exact = block.apply(variables, x)
     coarse = block.clone(dtype=jnp.bfloat16).apply(variables, x.astype(jnp.bfloat16))

@@ -33,3 +33,28 @@ def test_messages_are_counted_with_the_bytes_of_their_results():
         "all-reduce": (2, 8 * 4 * 4 + 10 * 4 + 12 * 2),
         "all-gather": (1, 16 * 3 * 4),
     }
+
+
+def test_what_a_tpu_sends_in_pieces_counts_once_and_a_scattered_sum_as_that():
+    program = """
+%async_collective_fusion.1 (p: bf16[8,4]) -> bf16[32,4] {
+  %g = bf16[32,4]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%async_collective_fusion.2 (p: bf16[8,4]) -> bf16[32,4] {
+  %h = bf16[32,4]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%all-reduce-scatter.3 (p: bf16[32,4]) -> bf16[8,4] {
+  %s = bf16[32,4]{1,0:T(8,128)(2,1)} all-reduce(%p), channel_id=8, to_apply=%add
+}
+
+ENTRY %main (p: bf16[8,4]) -> f32[] {
+  ROOT %r = f32[]{:T(128)} all-reduce(%q), channel_id=9, to_apply=%add
+}
+"""
+    assert count_messages(program) == {
+        "all-gather": (1, 32 * 4 * 2),
+        "reduce-scatter": (1, 32 * 4 * 2),
+        "all-reduce": (1, 4),
+    }

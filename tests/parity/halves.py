@@ -33,11 +33,9 @@ def share_blocks(apart, options):
         of_network = isinstance(block, pvt_v2.Block) and block.path  # without: in `call_block`
         if not of_network or block.name in apart:
             return function(*args, **kwargs)
-        x, train = args
-        assert not train
-        # Their own rate, of training, is all in which blocks of a kind differ.
-        kind = block.clone(parent=None, name=None, drop_path=0.0)
-        return call_block(kind, block.variables["params"], x)
+        x, scales = args
+        assert scales is None
+        return call_block(block.clone(parent=None, name=None), block.variables["params"], x)
 
     return call
 
