@@ -9,7 +9,7 @@ import pytest
 
 from avs_jax import errors
 from avs_jax.backbones import get_backbone, pvt_v2
-from avs_jax.backbones.pvt_v2 import Block, Mlp, draw_scales
+from avs_jax.backbones.pvt_v2 import Block, Mlp, draw_scales, gelu
 from avs_jax.layers.regime import Regime
 from tests.parity import fidelity
 
@@ -127,6 +127,14 @@ def test_blocks_written_out_say_the_same(fill_variables):
     maps, _ = module.apply(variables, x, mutable=["intermediates"])
     for a, b in zip(maps, module.apply(variables, x), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_gelu_and_its_gradient_are_exact():
+    x = jnp.linspace(-6, 6, 1001)
+    expected = functools.partial(jax.nn.gelu, approximate=False)
+    np.testing.assert_allclose(gelu(x), expected(x), atol=2e-6)
+    ours, theirs = (jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (gelu, expected))
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
 def test_bfloat16_block_is_close_to_float32(fill_variables):
