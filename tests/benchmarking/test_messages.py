@@ -50,11 +50,12 @@ def test_what_a_tpu_sends_in_pieces_counts_once_and_a_scattered_sum_as_that():
 }
 
 ENTRY %main (p: bf16[8,4]) -> f32[] {
+  %q = f32[]{:T(128)} all-reduce(%o), channel_id=9, to_apply=%add
   ROOT %r = f32[]{:T(128)} all-reduce(%q), channel_id=9, to_apply=%add
 }
 """
     assert count_messages(program) == {
         "all-gather": (1, 32 * 4 * 2),
         "reduce-scatter": (1, 32 * 4 * 2),
-        "all-reduce": (1, 4),
+        "all-reduce": (2, 8),  # of one channel, and yet two
     }
