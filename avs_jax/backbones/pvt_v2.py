@@ -11,6 +11,7 @@ embeddings and in the spatial reduction, 1e-6 in blocks and after stages. GELU i
 Parameter names follow the published file: patch_embed1.proj, block1_0.attn.kv, norm1, ...
 """
 
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -164,7 +165,8 @@ def draw_scales(
     """Stochastic depth of k blocks of two branches: 0 where a branch is dropped, at the block's
     rate and for a whole sample, and 1 / (1 - rate) where it is kept."""
     keep = 1 - rates[:, None, None]
-    return jax.random.bernoulli(key, keep, (len(rates), 2, count)) / keep
+    kept = jax.random.bernoulli(key, keep, (len(rates), 2, count))
+    return kept / np.maximum(keep, np.finfo(keep.dtype).tiny)  # a rate may be 1
 
 
 class PVTv2(nn.Module):
@@ -214,24 +216,25 @@ class PVTv2(nn.Module):
         names = [f"block{i + 1}_{j}" for i, depth in enumerate(self.depths) for j in range(depth)]
         trained = [self.regime.trains((*self.path, name), train) for name in names]
         rates = np.linspace(0.0, self.drop_path, len(names), dtype=np.float32) * trained
-        scales = iter([None] * len(names))
+        scales = [None] * len(names)
         if rates.any():
-            scales = iter(draw_scales(self.make_rng("dropout"), rates, len(x)))
+            scales = draw_scales(self.make_rng("dropout"), rates, len(x))
+        named_scales = zip(names, scales, strict=True)
         block = rematerialised(Block, self.remat)
         maps = []
         for i, depth in enumerate(self.depths):
             size, stride = (7, 4) if i == 0 else (3, 2)
             x = PatchEmbed(self.widths[i], size, stride, self.dtype, name=f"patch_embed{i + 1}")(x)
-            for j in range(depth):
+            for name, scale in itertools.islice(named_scales, depth):
                 named = block(
                     num_heads=self.num_heads[i],
                     mlp_ratio=self.mlp_ratios[i],
                     reduction=self.reductions[i],
                     depthwise=self.depthwise,
                     dtype=self.dtype,
-                    name=f"block{i + 1}_{j}",
+                    name=name,
                 )
-                x = call_block(named, x, next(scales))
+                x = call_block(named, x, scale)
             x = _layer_norm(epsilon=EPSILON_BLOCK, dtype=self.dtype, name=f"norm{i + 1}")(x)
             maps.append(x)
         return tuple(maps)

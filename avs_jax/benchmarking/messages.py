@@ -5,8 +5,6 @@ import re
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _WIDTHS = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
-
-
 # What TPUs' compiler calls the fusion of a sum of which each device keeps its own part.
 _SCATTERED = "all-reduce-scatter"
 
@@ -28,10 +26,11 @@ def count_messages(program: str) -> dict[str, tuple[int, int]]:
             continue
         result, kind = message.groups()
         # Elsewhere channels tell nothing: all messages of a program of `jax.pmap` share one.
-        channel = re.search(r"channel_id=(\d+)", line) if "fus" in computation else None
-        if channel and (kind, channel[1]) in channels:
-            continue
-        channels |= {(kind, channel[1])} if channel else set()
+        channel = re.search(r"channel_id=\d+", line) if "fus" in computation else None
+        if channel:
+            if (kind, channel[0]) in channels:
+                continue
+            channels.add((kind, channel[0]))
         # Of a tuple (input, output), which asynchronous gathers give, the larger is the result.
         sizes = [
             _WIDTHS.get(kind_of_number, 4) * math.prod(int(x) for x in shape.split(",") if x)

@@ -48,6 +48,14 @@ def make_batch(shape: Shape) -> dict[str, Array]:
     }
 
 
+def _compile(function, *inputs):
+    """As programs do that run a network (`prediction.masks.compile_forward`)."""
+    with calls_kept(jax.devices()):
+        compiled = jax.jit(function).lower(*inputs).compile()
+    devices.give_back_memory()
+    return compiled
+
+
 class Variant:
     """A model with weights, compiled for a batch."""
 
@@ -61,11 +69,9 @@ class Variant:
         normalization = get_normalization(fields["backbone"])
         forward = make_forward(self._model, normalization=normalization, size=shape.size)
         began = time.perf_counter()
-        with calls_kept(jax.devices()):
-            self._compiled = jax.jit(forward).lower(self._shapes, self._batch).compile()
+        self._compiled = _compile(forward, self._shapes, self._batch)
         self._compile_seconds = time.perf_counter() - began
         self.flops = count_flops(forward, self._shapes, self._batch)
-        devices.give_back_memory()
         # Any numbers do for timing; initialising for real would take longer than all the rest.
         self.weights = weights or make_weights(self._shapes)
 
@@ -136,7 +142,7 @@ class Variant:
         return [*found, self._part(REST, rest, frames, log_mel, features)]
 
     def _part(self, name, function, *inputs) -> Part:
-        compiled = jax.jit(function).lower(self._shapes, *inputs).compile()
+        compiled = _compile(function, self._shapes, *inputs)
         flops = count_flops(function, self._shapes, *inputs)
         return Part(name, lambda: compiled(self.weights, *inputs), flops)
 

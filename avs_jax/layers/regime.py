@@ -1,7 +1,7 @@
 """What `train=True` means for a network: whose batch statistics, and which parts sit out.
 
 Every module takes `train` as an argument of its call. What a run decides once about training is a
-`Regime`, which `models.get_model` hands to the layers that act on it: `BatchNorm` and `Dropout`.
+`Regime`, which `models.get_model` hands to those that act on it: `BatchNorm`, `Dropout`, PVTv2.
 """
 
 import dataclasses

@@ -83,10 +83,10 @@ def test_a_scale_of_a_branch_is_that_of_its_whole_sample(fill_variables):
 
 
 def test_scales_drop_at_each_block_s_rate_and_keep_the_mean():
-    rates = np.array([0.0, 0.25, 0.5], np.float32)
+    rates = np.array([0.0, 0.25, 0.5, 1.0], np.float32)
     scales = np.asarray(draw_scales(jax.random.key(0), rates, 4000))
     np.testing.assert_allclose((scales == 0).mean((1, 2)), rates, atol=0.02)
-    np.testing.assert_allclose(scales.mean((1, 2)), 1, atol=0.03)
+    np.testing.assert_allclose(scales[:3].mean((1, 2)), 1, atol=0.03)
 
 
 def note_scales(monkeypatch, **fields):
