@@ -419,8 +419,11 @@ def _write_zoo(args: argparse.Namespace, fields: Mapping[str, Any]) -> None:
         )
     if fields:  # how it is used, not what it learnt: of other shapes the weights would not fit
         config = ml_collections.ConfigDict(loaded.config)
-        with config.unlocked():
-            config.model.update(fields)
+        try:
+            with config.unlocked():
+                config.model.update(fields)
+        except TypeError as error:  # ml_collections: another type than the run's value
+            raise errors.BadValueError(f"--field: {error}.") from error
         loaded = loaded._replace(
             config=ml_collections.FrozenConfigDict(config), model=build_model(config)
         )

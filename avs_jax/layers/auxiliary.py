@@ -31,11 +31,16 @@ class AuxiliaryHeads(nn.Module):
         outputs = {}
         if self.num_tags:
             tags = nn.Dense(self.num_tags, name="tags")(sound.astype(jnp.float32))
-            outputs["tags"] = tags.reshape(num_clips, -1, *tags.shape[1:])
+            outputs["tags"] = tags
         if self.num_semantic:
             pixels = nn.Dense(self.num_semantic, name="semantic")(maps.astype(jnp.float32))
-            outputs["semantic"] = pixels.reshape(num_clips, -1, *pixels.shape[1:])
-        return outputs
+            outputs["semantic"] = pixels
+        return by_clip(num_clips, **outputs)
+
+
+def by_clip(num_clips: int, **outputs: Float[Array, "n ..."]) -> dict[str, Float[Array, "b t ..."]]:
+    """Frames in a row -> clips of frames."""
+    return {name: x.reshape(num_clips, -1, *x.shape[1:]) for name, x in outputs.items()}
 
 
 def auxiliary_losses(

@@ -1,10 +1,9 @@
 """AVESFormer: Efficient Transformer Design for Real-Time Audio-Visual Segmentation.
 
-arXiv 2408.01708 (2024). No code and no weights were released: this is re-implemented from the
-published description; where it is silent the choices are ours, each a field of the module.
+arXiv 2408.01708 (2024). No code was released: this is re-implemented from the published
+description; where it is silent the choices are ours, each a field of the module.
 
-Each frame is segmented with its own second of sound; there is no temporal modelling. Shapes for
-frames of 224 x 224, n = b * t:
+Each frame is segmented with its own second of sound. Shapes for frames of 224 x 224, n = b * t:
 
     log-mel [n 96 64]       -> VGGish [n 128] -> Dense -> audio token [n 1 256]
     frame   [n 224 224 3]   -> ResNet-50 -> C2..C5 at strides 4, 8, 16, 32
@@ -19,22 +18,19 @@ The paper's two observations, and the fields that switch their cures off:
   token gives every pixel the same vector. Cure: the prompt query generator (PQG) makes several
   audio-conditioned tokens. `num_prompts=0` goes back to the single token.
 * Narrow attention: early decoder stages look at neighbours only. Cure: the early focus (ELF)
-  decoder has convolutions there. `early_stages=0, late_stages=6`: a transformer at every stage.
-
-Published scores (mIoU, of the paper, not of this code): S4 79.9, MS3 57.9, AVSS 31.2.
+  decoder has convolutions there. `early_stages=0, late_stages=6`: transformers alone.
 
 Our choices: positions, norms, widths of neck and head, PQG depth, and the size of the decoder's
-map. It is the real-time model of the three: the decoder works at 1/16 and its head refines its map
-by C3 and C2 (`refine`), half the FLOPs of PCMANet. With `decoder_stride=8, refine=()` it is all
-at 1/8 and a wider head goes from there to 1/4: twice as much (README, "What it costs").
+map. It is the real-time model of the three: the decoder works at 1/16, its head refines that by C3
+and C2 (`refine`): half the FLOPs of PCMANet. `decoder_stride=8, refine=()`: all at 1/8, twice it.
 
 The auxiliary heads (`num_tags`, `num_semantic`, off by default) are not of the paper. Nor is what
 makes a small network of it on two pretrained classifiers, off by default too
-(configs/avesformer.py:size=lite): `standardise`, `audio_hidden`, `sound_drop`, and evidence, which
-brings the classifiers' names together:
+(configs/avesformer.py:size=lite): `standardise`, `audio_hidden`, `sound_drop`, and two that bring
+names together, as maps that are added before the late stages and as discounts on the logits:
 
-    ImageNet's classes in each cell of C5 x AudioSet's of the second -> evidence [n h/32 w/32 3]
-    evidence -> maps that are added before the late stages, and a discount on the logits
+    evidence  ImageNet's classes in each cell of C5 x AudioSet's of the second
+    match     names learnt of the picture, in each cell of C4 and C5 x the same, learnt of the sound
 """
 
 import functools
@@ -48,17 +44,12 @@ from avs_jax import errors
 from avs_jax.data.evidence import make_table
 from avs_jax.layers import losses
 from avs_jax.layers.attention import FeedForward, MultiHeadAttention
-from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses
+from avs_jax.layers.auxiliary import AuxiliaryHeads, auxiliary_losses, by_clip
 from avs_jax.layers.conv import Conv
-from avs_jax.layers.evidence import (
-    EvidenceReader,
-    discount_logits,
-    evidence_map,
-    look_for_sources,
-    mark_nothing,
-    weigh_sounds,
-)
+from avs_jax.layers.discount import discount_logits, mark_nothing
+from avs_jax.layers.evidence import EvidenceReader, evidence_map, look_for_sources, weigh_sounds
 from avs_jax.layers.frames import flatten_clips, run_backbone
+from avs_jax.layers.names import NameMatcher, PictureNames, count_names
 from avs_jax.layers.norm import BatchNorm
 from avs_jax.layers.positions import sine_positions_2d
 from avs_jax.layers.regime import Regime
@@ -92,18 +83,19 @@ class Neck(nn.Module):
         pyramid: tuple[Array, ...],
         train: bool = False,
         frame_mask: Bool[Array, "n"] | None = None,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array, Array, list[Array]]:
         def norm(x, name):
             return _group_norm(self.norm_groups, dtype=self.dtype, name=name)(x)
 
         widths = dict(zip((3, 2), self.fine, strict=False))
-        lateral = []
+        lateral, standard_maps = [], []
         for level, maps in enumerate(pyramid, start=2):
             if self.standardise:
                 standard = BatchNorm(
                     self.regime, use_scale=False, dtype=self.dtype, name=f"standard_c{level}"
                 )
                 maps = standard(maps, train, frame_mask)
+            standard_maps.append(maps)
             width = widths.get(level, self.dim)
             x = Conv(width, (1, 1), dtype=self.dtype, name=f"lateral_c{level}")(maps)
             lateral.append(norm(x, f"lateral_c{level}_norm"))
@@ -112,7 +104,7 @@ class Neck(nn.Module):
         if self.stride == 8:
             x = c3 + resize_bilinear(x, c3.shape[1:3])
         x = Conv(self.dim, (3, 3), dtype=self.dtype, name="smooth")(x)
-        return norm(x, "smooth_norm"), c2, c3
+        return norm(x, "smooth_norm"), c2, c3, standard_maps[2:]
 
 
 class PromptQueryGenerator(nn.Module):
@@ -218,7 +210,7 @@ class RefiningHead(nn.Module):
     """
 
     refine: tuple[int, int]  # widths at 1/8 and at 1/4
-    last_width: int
+    widths: tuple[int, int]  # the last layer's alone
     num_classes: int
     norm_groups: int
     dtype: jnp.dtype
@@ -236,7 +228,7 @@ class RefiningHead(nn.Module):
             x = Conv(width, (3, 3), dtype=self.dtype, name=f"conv{stride}")(x)
             norm = _group_norm(self.norm_groups, dtype=self.dtype, name=f"norm{stride}")
             x = jax.nn.relu(norm(x))
-        x = jax.nn.gelu(Conv(self.last_width, (3, 3), dtype=self.dtype, name="last")(x))
+        x = jax.nn.gelu(Conv(self.widths[1], (3, 3), dtype=self.dtype, name="last")(x))
         # Most pixels are silent: the first steps need not learn that. Float32 as in `Head`.
         rare = nn.initializers.constant(-2.0)
         logits = Conv(self.num_classes, (1, 1), bias_init=rare, name="logits")
@@ -247,8 +239,8 @@ class RefiningHead(nn.Module):
 class Seen:
     """What the picture alone gives: maps [n h/s w/s d], s = 16 or 8, and c2 [n h/4 w/4 d2].
 
-    For a refining head also c3 [n h/8 w/8 d3]; for evidence sources [n h/32 w/32 rows]. size is
-    (h, w).
+    For a refining head also c3 [n h/8 w/8 d3]; for evidence sources [n h/32 w/32 rows]; for match
+    names [n h/16 w/16 1+k]. size is (h, w).
     """
 
     maps: PyTree
@@ -256,6 +248,7 @@ class Seen:
     size: tuple[int, int] = flax.struct.field(pytree_node=False)
     c3: PyTree = None
     sources: PyTree = None
+    names: PyTree = None
 
 
 class AVESFormer(nn.Module):
@@ -274,7 +267,7 @@ class AVESFormer(nn.Module):
     late_hidden: int = 2048
     decoder_stride: int = 16  # or 8
     refine: tuple[int, ...] = (128, 64)  # a RefiningHead of these widths at 1/8 and 1/4; (): Head
-    head_widths: tuple[int, int] = (256, 128)  # of a RefiningHead the last layer's alone
+    head_widths: tuple[int, int] = (256, 128)
     norm_groups: int = 32
     # Of the small network, not of the paper:
     standardise: bool = False  # each channel of the pyramid, which may be linear and of any size
@@ -282,6 +275,8 @@ class AVESFormer(nn.Module):
     sound_drop: float = 0.0  # of training's seconds have no audio token: evidence must do
     evidence: bool = False  # needs backbones with their classifiers
     trust: tuple[float, float] = (0.0, 0.0)  # in evidence, beside what is learnt: EvidenceReader
+    match: float = 0.0  # weight of names that it learns for both: NameMatcher; 0: none
+    match_drop: float = 0.0  # of training's seconds go without
     silence: float = 0.0  # no row of the evidence's table heard above this: nothing is marked
     mask_padded_frames: bool = True  # they stay out of batch statistics (ours: no code published)
     num_tags: int = 0  # auxiliary heads, training only; not of the paper
@@ -301,14 +296,9 @@ class AVESFormer(nn.Module):
                 "1/8 and 1/4, with decoder_stride=16; or () for none."
             )
         dtype = self.dtype
+        stride, fine = self.decoder_stride, self.refine
         self.neck = Neck(
-            self.dim,
-            self.norm_groups,
-            self.decoder_stride,
-            self.refine,
-            self.standardise,
-            self.regime,
-            dtype=dtype,
+            self.dim, self.norm_groups, stride, fine, self.standardise, self.regime, dtype=dtype
         )
         if self.audio_hidden:
             self.audio_norm = _layer_norm(dtype=dtype)
@@ -323,16 +313,16 @@ class AVESFormer(nn.Module):
         late_stage = rematerialised(LateStage, self.remat)
         for i in range(self.late_stages):
             setattr(self, f"late{i}", late_stage(self.num_heads, self.late_hidden, dtype=dtype))
-        if self.refine:
-            last_width = self.head_widths[1]
-            self.head = RefiningHead(
-                self.refine, last_width, self.num_classes, self.norm_groups, dtype=dtype
-            )
-        else:
-            self.head = Head(self.head_widths, self.num_classes, self.norm_groups, dtype=dtype)
+        head = functools.partial(RefiningHead, self.refine) if self.refine else Head
+        self.head = head(self.head_widths, self.num_classes, self.norm_groups, dtype=dtype)
         if self.evidence:
             self.table = make_table()
             self.reader = EvidenceReader(self.dim, self.trust, dtype=dtype)
+        if self.match:
+            count = count_names(self.num_tags, self.num_semantic)
+            self.picture_names, self.sound_names = PictureNames(count, dtype=dtype), nn.Dense(count)
+            self.sound_names_drop = nn.Dropout(0.3)
+            self.matcher = NameMatcher(self.dim, self.match, self.match_drop, dtype=dtype)
         self.auxiliary = AuxiliaryHeads(self.num_tags, self.num_semantic)
 
     def __call__(
@@ -346,11 +336,10 @@ class AVESFormer(nn.Module):
 
         h and w are multiples of 32. `frame_mask`: frames that exist, None = all. The others enter
         no batch statistics (`mask_padded_frames`); otherwise no frame sees another.
-        With `train` and auxiliary heads also "tags" [b t num_tags] and "semantic"
-        [b t h/s w/s num_semantic], s = `decoder_stride`.
+        With `train` and auxiliary heads, or with `match`, also "tags" [b t num_tags] and "semantic"
+        [b t h/s w/s num_semantic], s = `decoder_stride` (16 with `match`).
 
-        Raises:
-          BadValueError: a decoder_stride that the neck does not have.
+        Raises BadValueError: a decoder_stride that the neck does not have, match without names.
         """
         return self.decide(self.see(frames, frame_mask, train), log_mel, frame_mask, train)
 
@@ -419,11 +408,12 @@ class AVESFormer(nn.Module):
         if self.mask_padded_frames and frame_mask is not None:
             exists = frame_mask.reshape(-1)
         pyramid = tuple(looked[f"c{level}"] for level in range(2, 6))
-        x, c2, c3 = self.neck(pyramid, train, exists)
+        x, c2, c3, standard = self.neck(pyramid, train, exists)
+        names = self.picture_names(*standard, train) if self.match else None
         for i in range(self.early_stages):
             x = getattr(self, f"early{i}")(x)
         size = tuple(4 * side for side in pyramid[0].shape[1:3])
-        return Seen(x, c2, size, c3 if self.refine else None, looked.get("sources"))
+        return Seen(x, c2, size, c3 if self.refine else None, looked.get("sources"), names)
 
     def _decide(self, seen, heard, num_clips, train) -> dict[str, Array]:
         sound = heard["sound"]
@@ -437,11 +427,18 @@ class AVESFormer(nn.Module):
             token = jnp.where(kept, token, 0.0)
         tokens = self.pqg(token)
 
-        x, discount = seen.maps, None
+        x, discounts = seen.maps, []
         if self.evidence:
             found = evidence_map(seen.sources, heard["rows"])
             maps, discount = self.reader(found, heard["rows"])
             x = x + resize_bilinear(maps, x.shape[1:3])
+            discounts.append(discount)
+        if self.match:
+            kept = self.sound_names_drop(sound.astype(jnp.float32), deterministic=not train)
+            tags = self.sound_names(kept)
+            maps, discount = self.matcher(seen.names, tags, train)
+            x = x + resize_bilinear(maps, x.shape[1:3])
+            discounts.append(discount)
         n, rows, columns, dim = x.shape
         x = x.reshape(n, rows * columns, dim)
         positions = sine_positions_2d(rows, columns, dim).reshape(-1, dim).astype(x.dtype)
@@ -451,7 +448,7 @@ class AVESFormer(nn.Module):
 
         fine = (seen.c2, seen.c3) if self.refine else (seen.c2,)
         logits = self.head(x, *fine)
-        if discount is not None:
+        for discount in discounts:
             logits = discount_logits(logits, resize_bilinear(discount, logits.shape[1:3]))
         logits = resize_bilinear(logits, seen.size)
         if self.evidence and self.silence and not train:
@@ -459,7 +456,10 @@ class AVESFormer(nn.Module):
             logits = jnp.where(heard_at_all[:, None, None, None], logits, mark_nothing(logits))
         outputs = {"logits": logits.reshape(num_clips, -1, *logits.shape[1:])}
         if train or self.is_initializing():
-            outputs |= self.auxiliary(sound, seen.maps, num_clips)
+            if self.match:  # its names are what the auxiliary heads would learn
+                outputs |= by_clip(num_clips, tags=tags, semantic=seen.names[..., 1:])
+            else:
+                outputs |= self.auxiliary(sound, seen.maps, num_clips)
         return outputs
 
 

@@ -56,6 +56,7 @@ class Remembered:
     def __init__(self, config: ml_collections.ConfigDict, source, workdir: epath.Path):
         self._config, self._source = config, source
         self.seconds, self.clips, self.takes = 1, config.remember.clips, config.remember.takes
+        self._near = config.remember.get("near", 0.0)  # runs of before have no such field
         self.folder = epath.Path(config.remember.folder or workdir / "remembered")
         self.name = f"{source.name}, remembered"
         if self.clips > len(source) or self.takes < 1:
@@ -63,11 +64,14 @@ class Remembered:
                 f"remember.clips={self.clips}, takes={self.takes}: {source.name} has "
                 f"{len(source)} clips; use at most that many, and one take or more."
             )
-        if self.takes > 1 and not hasattr(source, "takes"):
+        if (self.takes > 1 or self._near) and not hasattr(source, "takes"):
             raise errors.BadValueError(
-                f"remember.takes={self.takes}: {source.name} has one sound for each clip; use 1, "
-                "or stamps whose clips are made when read."
+                f"remember.takes={self.takes}, near={self._near}: {source.name} has one sound for "
+                "each clip, and no near ones; use 1 and 0, or stamps whose clips are made when "
+                "read."
             )
+        if not 0 <= self._near <= 1:
+            raise errors.BadValueError(f"remember.near={self._near}: wanted a share, 0 to 1.")
         if jax.process_count() > 1 or paths.in_bucket(self.folder):
             raise errors.BadValueError(
                 f"remember.clips={self.clips} is for one process and a local folder, not for "
@@ -144,7 +148,7 @@ class Remembered:
     def _about(self) -> dict:
         data = self._config.data
         about = {name: data[name] for name in ("name", "subset", "size", "seconds", "alignment")}
-        return about | {"clips": self.clips, "takes": self.takes}
+        return about | {"clips": self.clips, "takes": self.takes, "near": self._near}
 
     def _compare(self, wanted: dict) -> None:
         found = self._read_about()
@@ -217,9 +221,9 @@ class Remembered:
         """A few clips at a time, each with its takes; the next ones are made meanwhile."""
 
         def read(index):
-            if self.takes == 1:
+            if self.takes == 1 and not self._near:
                 return [self._source[index]]
-            return self._source.takes(index, self.takes)
+            return self._source.takes(index, self.takes, self._near)
 
         with concurrent.futures.ThreadPoolExecutor(max(1, self._config.data.num_threads)) as pool:
             ahead: list = []

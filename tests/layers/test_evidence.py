@@ -10,7 +10,6 @@ from avs_jax.convert import from_torch
 from avs_jax.data.evidence import ROWS, Row, make_table
 from avs_jax.layers.evidence import (
     EvidenceReader,
-    discount_logits,
     evidence_map,
     look_for_sources,
     weigh_sounds,
@@ -141,11 +140,3 @@ def test_trust_of_one_s_own_comes_on_top_of_what_is_learnt():
     learnt, more = read([0.9, 0.0]), read([0.9, 0.0], trust=(0.5, 0.25))
     peak, ratio = np.log(0.811), np.log(0.001 / 0.811)
     np.testing.assert_allclose(more - learnt, [0.25 * peak, 0.25 * peak + 0.5 * ratio], rtol=1e-4)
-
-
-def test_discount_makes_sounding_less_probable():
-    logits = jax.numpy.array([[[[0.5]]]])
-    discount = jax.numpy.array([[[[-2.0]]]])
-    assert float(discount_logits(logits, discount)[0, 0, 0, 0]) == -1.5
-    classes = discount_logits(jax.numpy.zeros((1, 1, 1, 3)), discount)
-    assert jax.nn.softmax(classes)[0, 0, 0, 0] > 0.7

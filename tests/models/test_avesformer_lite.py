@@ -8,7 +8,6 @@ import pytest
 
 from avs_jax import errors, models
 from avs_jax.backbones.efficientnet_lite import EfficientNetLite, Stage
-from avs_jax.layers.evidence import mark_nothing
 from avs_jax.models.avesformer import AVESFormer
 from avs_jax.models.forward import count_params, init_shapes
 from avs_jax.weights.trained import build_model
@@ -85,18 +84,6 @@ def test_what_is_in_the_table_may_be_marked(variables):
     assert float(run(variables, SOUNDING)["logits"].min()) > -19
 
 
-def test_of_classes_the_background_is_what_a_quiet_second_gets():
-    marked = jnp.argmax(mark_nothing(jnp.ones((1, 2, 2, 3))), -1)
-    assert (marked == 0).all()
-
-
-def test_where_nothing_is_marked_it_can_still_be_told_where_it_came_nearest():
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 1)), jnp.float32)
-    quiet = jax.nn.sigmoid(mark_nothing(logits))
-    assert float(quiet.max()) < 1e-6
-    assert quiet.argmax() == logits.argmax()
-
-
 def test_see_and_decide_are_the_call(variables):
     model = make_model()
     frames, log_mel = inputs(SOUNDING)
@@ -154,4 +141,64 @@ def test_lite_has_nine_million_parameters_at_most():
     config = load("avesformer", "size=lite")
     assert (config.data.name, config.remember.takes) == ("stamps", 5)
     shapes = init_shapes(build_model(config), 1, config.data.size)
-    assert count_params(shapes["params"]) == 8_890_974
+    assert count_params(shapes["params"]) == 8_954_273
+
+
+NAMES = {"match": 1.0, "num_tags": 3, "num_semantic": 3}
+
+
+@pytest.fixture(scope="module")
+def naming(fill_variables):
+    found = fill_variables(make_model(**NAMES), *inputs(SOUNDING))
+    ear = found["params"]["audio_backbone"]["Dense_0"]
+    ear["kernel"], ear["bias"] = np.abs(ear["kernel"]), np.zeros_like(ear["bias"])
+    return found
+
+
+@pytest.mark.parametrize("stride, refine", [(16, (8, 4)), (8, ())])
+def test_names_are_learnt_in_place_of_auxiliary_heads(stride, refine):
+    model = make_model(**NAMES, decoder_stride=stride, refine=refine)
+    frames, log_mel = inputs(SOUNDING)
+    variables = jax.eval_shape(model.init, jax.random.key(0), frames, log_mel)
+    assert "auxiliary" not in variables["params"]
+    train = lambda v, *x: model.apply(  # noqa: E731
+        v, *x, train=True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"]
+    )
+    outputs, _ = jax.eval_shape(train, variables, frames, log_mel)
+    assert outputs["tags"].shape == (1, 2, 3)
+    assert outputs["semantic"].shape == (1, 2, 4, 4, 3)
+    assert outputs["logits"].shape == (1, 2, 64, 64, 1)
+
+
+def test_names_are_of_no_use_to_evaluation_beside_its_logits(naming):
+    assert set(run(naming, SOUNDING, **NAMES)) == {"logits"}
+
+
+def test_match_changes_what_is_marked(naming):
+    with_names, without = (
+        run(naming, SOUNDING, **NAMES | {"match": weight})["logits"] for weight in (1.0, 0.01)
+    )
+    assert float(jnp.abs(with_names - without).max()) > 0.1
+
+
+def test_features_that_were_kept_give_the_call_with_names(naming):
+    model = make_model(**NAMES)
+    frames, log_mel = inputs(SOUNDING)
+
+    @jax.jit
+    def in_steps(variables, frames, log_mel):
+        kept = model.apply(variables, frames, method="look")
+        kept |= model.apply(variables, log_mel, method="listen")
+        kept = {name: x.reshape(1, 2, *x.shape[1:]) for name, x in kept.items()}
+        features = model.apply(variables, kept, method="decide_features")["logits"]
+        seen = model.apply(variables, frames, method="see")
+        return features, model.apply(variables, seen, log_mel, method="decide")["logits"]
+
+    whole = run(naming, SOUNDING, **NAMES)["logits"]
+    for found in in_steps(naming, frames, log_mel):
+        np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+def test_match_without_names_is_refused():
+    with pytest.raises(errors.BadValueError, match="num_tags=0 and num_semantic=0"):
+        init_shapes(make_model(match=1.0), 2, 64)

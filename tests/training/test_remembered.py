@@ -36,8 +36,8 @@ class Clips:
 class Takes(Clips):
     """... or with several."""
 
-    def takes(self, index, count):
-        return make_takes(index, count)
+    def takes(self, index, count, near=0.0):
+        return make_takes(index + (100 if near else 0), count)
 
 
 def make_takes(index, count):
@@ -53,12 +53,12 @@ def make_takes(index, count):
     ]
 
 
-def make_config(clips=3, takes=1, folder=""):
+def make_config(clips=3, takes=1, folder="", near=0.0):
     config = load("avesformer", "size=lite")
     with config.unlocked():
         config.data.seconds, config.data.size = SECONDS, SIZE
         config.remember.clips, config.remember.takes = clips, takes
-        config.remember.folder = str(folder)
+        config.remember.folder, config.remember.near = str(folder), near
     return config
 
 
@@ -189,6 +189,20 @@ def test_half_a_folder_is_filled_anew(filled, tmp_path):
     assert json.loads((folder / "about.json").read_text())["clips"] == 3
 
 
+@pytest.mark.parametrize("takes", [1, 2])
+def test_near_clips_are_asked_for(takes, fill_variables, tmp_path):
+    memory = Remembered(make_config(takes=takes, near=1.0), Takes(), epath.Path(tmp_path))
+    model, variables, _ = build(fill_variables)
+    memory.fill(model, variables, NORMALIZATION, lambda _: None)
+    np.testing.assert_array_equal(memory[0]["label"][0], make_takes(100, takes)[0]["label"][0])
+
+
+def test_a_folder_of_other_shares_of_near_clips_is_refused(filled):
+    config = make_config(takes=2, near=0.5, folder=filled[0].folder)
+    with pytest.raises(errors.BadValueError, match=r"'near': 0.0.*wanted.*'near': 0.5"):
+        Remembered(config, Takes(), epath.Path("x"))
+
+
 def test_backbones_that_learn_are_refused(fill_variables, tmp_path):
     _, _, frozen = build(fill_variables, ("audio_backbone/.*",))
     memory = Remembered(make_config(), Clips(), epath.Path(tmp_path))
@@ -200,6 +214,8 @@ def test_backbones_that_learn_are_refused(fill_variables, tmp_path):
     "source, asked, message",
     [
         (Clips(), {"takes": 2}, "clips has one sound for each clip"),
+        (Clips(), {"near": 0.5}, "and no near ones"),
+        (Takes(), {"near": 1.5}, "a share, 0 to 1"),
         (Takes(), {"clips": 4}, "clips has 3 clips"),
         (Takes(), {"takes": 0}, "one take or more"),
     ],

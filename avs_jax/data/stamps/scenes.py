@@ -33,6 +33,10 @@ _KINDS = {"plain": 0.8, "absent": 0.08, "speech": 0.06, "quiet": 0.06}
 _VOICED_BESIDE = 0.3  # a thing sounds beside what is heard from outside the picture
 # ... where the same pictures are met by other sounds: that nothing in view sounds is learnt last.
 _KINDS_RETAKEN = {"plain": 0.66, "absent": 0.16, "speech": 0.08, "quiet": 0.1}
+# Of near clips, as films are: one thing or two that fill the picture, and sounds of others.
+_COUNTS_NEAR = (0.5, 0.5)
+_KINDS_NEAR = {"plain": 0.58, "absent": 0.28, "speech": 0.07, "quiet": 0.07}
+_BESIDE = 0.6  # of two: each in its half, as in a picture of two films
 _LOUD_HISS = 0.4  # of these quiet ones: noise as loud as a voice
 _NOISE = 0.2  # there are off-screen noises
 _ROOM = 0.35
@@ -103,7 +107,7 @@ class Camera:
 class Plan:
     """A clip before it is made: `things` from back to front; `key` seeds noise and hiss.
 
-    offscreen: in each second what is heard and not seen.
+    near: its things fill the picture. offscreen: in each second what is heard and not seen.
     """
 
     key: tuple[int, ...]
@@ -114,6 +118,7 @@ class Plan:
     room: mixing.Room
     level: float  # of all voices
     hiss: float
+    near: bool = False
 
 
 class Clip(NamedTuple):
@@ -160,40 +165,51 @@ class Scenes:
 
     # ------------------------------------------------------------ plans
 
-    def plan(self, index: int) -> Plan:
-        """The story of clip `index`, the same on every machine."""
+    def plan(self, index: int, near: float = 0.0) -> Plan:
+        """The story of clip `index`, the same on every machine.
+
+        near: share of clips whose things fill the picture.
+        """
         key = (self.seed, SPLITS.index(self.split), index)
+        is_near = bool(np.random.default_rng((*key, 4_000_000)).random() < near)
         for attempt in range(_ATTEMPTS):
-            plan = self._draw(key, attempt)
+            plan = self._draw(key, attempt, is_near)
             if self._is_fair(plan):
                 return plan
         while not self._is_fair(plan):
             plan = dataclasses.replace(plan, things=plan.things[1:])
         return plan
 
-    def _draw(self, key: tuple[int, ...], attempt: int) -> Plan:
+    def _draw(self, key: tuple[int, ...], attempt: int, near: bool) -> Plan:
         rng = np.random.default_rng((*key, attempt))
-        kind = list(_KINDS)[_choose(rng, tuple(_KINDS.values()))]
+        kinds = _KINDS_NEAR if near else _KINDS
+        kind = list(kinds)[_choose(rng, tuple(kinds.values()))]
         strong = bool(rng.random() < 0.5)
         names = sorted(self.pools.pictures)
         chances = _COUNTS if self.split == "train" else _COUNTS_HELD_OUT
+        chances = _COUNTS_NEAR if near else chances
         count = min(1 + _choose(rng, chances), len(names))
         order = [names[i] for i in rng.permutation(len(names))]
         voiced = _chance_to_sound(kind)
         things = []
+        beside = near and count == 2 and rng.random() < _BESIDE
         for i, name in enumerate(order[:count]):
             if i and self.pools.silent and rng.random() < _SILENT_THING:
                 name = classes.SILENT
             voices = (None,) * SECONDS
             if name != classes.SILENT and rng.random() < voiced:
                 voices = self._draw_voices(rng, self.pools.sounds[name], _ON)
-            things.append(self._draw_thing(rng, name, voices, strong))
+            thing = self._draw_thing(rng, name, voices, strong)
+            if near:
+                thing = _bring_near(rng, thing, i if beside else None)
+            things.append(thing)
         offscreen = self._draw_outside(rng, kind, order[count] if count < len(order) else None)
         room = mixing.Room.draw(rng) if rng.random() < _ROOM else mixing.Room()
         return Plan(
             key=key,
             kind=kind,
             things=tuple(things),
+            near=near,
             offscreen=offscreen,
             camera=self._draw_camera(rng, strong),
             room=room,
@@ -209,7 +225,8 @@ class Scenes:
         if not take:
             return plan
         rng = np.random.default_rng((*plan.key, 3_000_000 + take))
-        kind = list(_KINDS_RETAKEN)[_choose(rng, tuple(_KINDS_RETAKEN.values()))]
+        kinds = _KINDS_NEAR if plan.near else _KINDS_RETAKEN
+        kind = list(kinds)[_choose(rng, tuple(kinds.values()))]
         loud = kind == "quiet" and rng.random() < _LOUD_HISS
         things = []
         for thing in plan.things:
@@ -429,6 +446,20 @@ class Scenes:
         rng = np.random.default_rng((*plan.key, 2_000_000))
         hiss = plan.hiss * rng.standard_normal(len(sound))
         return mixing.finish(plan.room.apply(sound), hiss, plan.level)
+
+
+def _bring_near(rng: np.random.Generator, thing: Thing, half: int | None) -> Thing:
+    """The thing, as large as the picture; `half`: 0 or 1, what it fills of the picture, or None."""
+    size = math.exp(rng.uniform(math.log(0.6), math.log(1.3)))
+    x, y = (float(v) for v in rng.uniform(0.36, 0.64, 2))
+    aspect, swing = thing.pose.aspect, tuple(0.5 * v for v in thing.swing)
+    if half is not None:  # two films beside each other are squeezed
+        size *= 0.6
+        x = 0.25 + 0.5 * half + float(rng.uniform(-0.05, 0.05))
+        aspect *= float(2 ** rng.uniform(-1.1, -0.4))
+        swing = (0.3 * swing[0], swing[1])
+    pose = dataclasses.replace(thing.pose, x=x, y=y, size=size, aspect=aspect)
+    return dataclasses.replace(thing, pose=pose, swing=swing)
 
 
 def _chance_to_sound(kind: str) -> float:

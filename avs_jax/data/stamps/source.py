@@ -61,13 +61,16 @@ class StampsSource:
         """An example of the batch contract; raises IndexError beyond the last."""
         return self.takes(index, 1)[0]
 
-    def takes(self, index: int, count: int) -> list[dict]:
-        """`count` examples of the same pictures: clip `index`, and with other sounds."""
+    def takes(self, index: int, count: int, near: float = 0.0) -> list[dict]:
+        """`count` examples of the same pictures: clip `index`, and with other sounds.
+
+        near: share of clips whose things fill the picture.
+        """
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {self!r}")
         index %= len(self)
-        plan = self.scenes.plan(index)
+        plan = self.scenes.plan(index, near)
         clip = self.scenes.render(plan)
         examples = [self._make_example(index, plan, clip)]
         for take in range(1, count):

@@ -251,3 +251,29 @@ def test_takes_of_a_clip_share_frames_and_label_what_sounds(small_media):
             on = [i for i, t in enumerate(plan.things, 1) if t.voices[second] is not None]
             sounding = np.isin(example["instances"][second], on)
             np.testing.assert_array_equal(example["label"][second] > 0, sounding)
+
+
+def test_near_things_fill_the_picture_and_others_stay_as_they_are(scenes):
+    plans = [(scenes.plan(i, near=0.5), scenes.plan(i)) for i in range(40)]
+    near = [mine for mine, _ in plans if mine.near]
+    assert 10 < len(near) < 30
+    assert all(mine == usual for mine, usual in plans if not mine.near)
+    sizes = [np.mean(scenes.render(p).instances > 0) for p in near]
+    usual = [np.mean(scenes.render(p).instances > 0) for _, p in plans]
+    assert np.mean(sizes) > 1.5 * np.mean(usual)
+    assert {len(plan.things) for plan in near} == {1, 2}
+
+
+def test_of_two_near_things_some_fill_a_half_each(small_media):
+    scenes = Scenes(small_media, "train", SIZE)
+    pairs = [p.things for p in (scenes.plan(i, near=1.0) for i in range(60)) if len(p.things) == 2]
+    beside = [abs(b.pose.x - a.pose.x) > 0.35 for a, b in pairs]
+    assert 0.3 < np.mean(beside) < 0.95
+
+
+def test_near_clips_can_be_seen_and_are_met_by_sounds_of_absent_things(scenes):
+    plan = scenes.plan(3, near=1.0)
+    takes = [scenes.retake(plan, take) for take in range(40)]
+    assert takes[0] == plan
+    kinds = [take.kind for take in takes[1:]]
+    assert 0.1 < np.mean([kind == "absent" for kind in kinds]) < 0.5
