@@ -106,9 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.remember = ml_collections.ConfigDict()  # see avs_jax/training/remembered.py
     config.remember.clips = 0
     config.remember.takes = 1  # sounds for each picture, of data that can give several
-    config.remember.near = (
-        0.0  # share of clips whose things fill the picture, of data that has such
-    )
+    config.remember.near = 0.0  # share of clips whose things fill the picture, of such data
     config.remember.folder = ""  # where; "": WORKDIR/remembered
 
     config.batch_size = 8  # clips a step, over all devices; of what is remembered, seconds

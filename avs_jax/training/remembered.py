@@ -152,7 +152,8 @@ class Remembered:
 
     def _compare(self, wanted: dict) -> None:
         found = self._read_about()
-        found = {name: found.get(name) for name in wanted}
+        before = {"near": 0.0}  # of folders that do not say
+        found = {name: found.get(name, before.get(name)) for name in wanted}
         if found != wanted:
             raise errors.BadValueError(
                 f"{self.folder} holds features of {found}, wanted {wanted}; delete it or set "

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +177,16 @@ def test_a_folder_of_other_features_is_refused(filled):
     config = make_config(takes=2, clips=2, folder=filled[0].folder)
     with pytest.raises(errors.BadValueError, match=r"'clips': 3.*wanted.*'clips': 2.*delete it"):
         Remembered(config, Takes(), epath.Path("x"))
+
+
+def test_a_folder_of_before_there_were_near_clips_is_taken(filled, tmp_path):
+    folder = tmp_path / "remembered"
+    shutil.copytree(filled[0].folder, folder)
+    about = json.loads((folder / "about.json").read_text())
+    del about["near"]
+    (folder / "about.json").write_text(json.dumps(about))
+    memory = Remembered(make_config(takes=2, folder=folder), Takes(), epath.Path("x"))
+    assert memory.is_full()
 
 
 def test_half_a_folder_is_filled_anew(filled, tmp_path):
