@@ -15,6 +15,7 @@ from tests.test_configs import load
 
 STAGES = tuple(Stage(1, 3, stride, 1, 8) for stride in (1, 2, 2, 2, 2))
 SILENCE = 0.02
+NAMES = {"match": 1.0, "num_tags": 3, "num_semantic": 3}
 SOUNDING, QUIET = 1.0, -1.0  # of the log-mel: what `Ear` hears
 
 
@@ -62,12 +63,19 @@ def inputs(sound, b=1, t=2, size=64):
     return jnp.asarray(frames), jnp.full((b, t, 96, 64), sound, jnp.float32)
 
 
-@pytest.fixture(scope="module")
-def variables(fill_variables):
-    found = fill_variables(make_model(), *inputs(SOUNDING))
+BOTH = pytest.mark.parametrize("fields, weights", [({}, "variables"), (NAMES, "naming")])
+
+
+def make_variables(fill_variables, **fields):
+    found = fill_variables(make_model(**fields), *inputs(SOUNDING))
     ear = found["params"]["audio_backbone"]["Dense_0"]
     ear["kernel"], ear["bias"] = np.abs(ear["kernel"]), np.zeros_like(ear["bias"])
     return found
+
+
+@pytest.fixture(scope="module")
+def variables(fill_variables):
+    return make_variables(fill_variables)
 
 
 def run(variables, sound, method=None, **fields):
@@ -84,8 +92,9 @@ def test_what_is_in_the_table_may_be_marked(variables):
     assert float(run(variables, SOUNDING)["logits"].min()) > -19
 
 
-def test_see_and_decide_are_the_call(variables):
-    model = make_model()
+@BOTH
+def test_see_and_decide_are_the_call(fields, weights, request):
+    model, variables = make_model(**fields), request.getfixturevalue(weights)
     frames, log_mel = inputs(SOUNDING)
 
     @jax.jit
@@ -93,12 +102,13 @@ def test_see_and_decide_are_the_call(variables):
         seen = model.apply(variables, frames, method="see")
         return model.apply(variables, seen, log_mel, method="decide")["logits"]
 
-    whole = run(variables, SOUNDING)["logits"]
+    whole = run(variables, SOUNDING, **fields)["logits"]
     np.testing.assert_allclose(in_steps(variables, frames, log_mel), whole, atol=1e-5)
 
 
-def test_features_that_were_kept_give_the_call(variables):
-    model = make_model()
+@BOTH
+def test_features_that_were_kept_give_the_call(fields, weights, request):
+    model, variables = make_model(**fields), request.getfixturevalue(weights)
     frames, log_mel = inputs(SOUNDING)
 
     @jax.jit
@@ -108,7 +118,7 @@ def test_features_that_were_kept_give_the_call(variables):
         kept = {name: x.reshape(1, 2, *x.shape[1:]) for name, x in kept.items()}
         return model.apply(variables, kept, method="decide_features")["logits"]
 
-    whole = run(variables, SOUNDING)["logits"]
+    whole = run(variables, SOUNDING, **fields)["logits"]
     np.testing.assert_allclose(from_features(variables, frames, log_mel), whole, atol=1e-5)
 
 
@@ -144,15 +154,9 @@ def test_lite_has_nine_million_parameters_at_most():
     assert count_params(shapes["params"]) == 8_954_273
 
 
-NAMES = {"match": 1.0, "num_tags": 3, "num_semantic": 3}
-
-
 @pytest.fixture(scope="module")
 def naming(fill_variables):
-    found = fill_variables(make_model(**NAMES), *inputs(SOUNDING))
-    ear = found["params"]["audio_backbone"]["Dense_0"]
-    ear["kernel"], ear["bias"] = np.abs(ear["kernel"]), np.zeros_like(ear["bias"])
-    return found
+    return make_variables(fill_variables, **NAMES)
 
 
 @pytest.mark.parametrize("stride, refine", [(16, (8, 4)), (8, ())])
@@ -179,24 +183,6 @@ def test_match_changes_what_is_marked(naming):
         run(naming, SOUNDING, **NAMES | {"match": weight})["logits"] for weight in (1.0, 0.01)
     )
     assert float(jnp.abs(with_names - without).max()) > 0.1
-
-
-def test_features_that_were_kept_give_the_call_with_names(naming):
-    model = make_model(**NAMES)
-    frames, log_mel = inputs(SOUNDING)
-
-    @jax.jit
-    def in_steps(variables, frames, log_mel):
-        kept = model.apply(variables, frames, method="look")
-        kept |= model.apply(variables, log_mel, method="listen")
-        kept = {name: x.reshape(1, 2, *x.shape[1:]) for name, x in kept.items()}
-        features = model.apply(variables, kept, method="decide_features")["logits"]
-        seen = model.apply(variables, frames, method="see")
-        return features, model.apply(variables, seen, log_mel, method="decide")["logits"]
-
-    whole = run(naming, SOUNDING, **NAMES)["logits"]
-    for found in in_steps(naming, frames, log_mel):
-        np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
 def test_match_without_names_is_refused():
