@@ -3,7 +3,7 @@
 arXiv 2408.01708 (2024). No code was released: this is re-implemented from the published
 description; where it is silent the choices are ours, each a field of the module.
 
-Each frame is segmented with its own second of sound. Shapes for frames of 224 x 224, n = b * t:
+Each frame has its own second of sound. Shapes for frames of 224 x 224, n = b * t:
 
     log-mel [n 96 64]       -> VGGish [n 128] -> Dense -> audio token [n 1 256]
     frame   [n 224 224 3]   -> ResNet-50 -> C2..C5 at strides 4, 8, 16, 32
@@ -66,7 +66,7 @@ _layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 class Neck(nn.Module):
     """Pyramid -> one map at 1/8 (or 1/16), and the laterals C2 and C3 for the head.
 
-    Per level a 1x1 convolution and GroupNorm; the levels are summed from C5 down.
+    Per level a 1x1 convolution and GroupNorm, summed from C5 down; and C4 and C5, standardised.
     """
 
     dim: int
